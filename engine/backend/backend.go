@@ -1,0 +1,166 @@
+// Package backend is the contract between the engine's loop and a device: model-level steps, launched and awaited apart.
+//
+// A step is a [Batch] of rows. A row is one sequence's part of the step: a chunk of its prompt (prefill) or one token that
+// the device sampled itself in the step before (decode). The next token ids never have to visit the host between two steps,
+// so step N+1 can be launched before step N was awaited.
+//
+// The contract holds no tensors on purpose: fused attention, kernel layouts and sampling on the device would leak through
+// an op-level interface, and the logits of 256 rows over 128,256 tokens are 131 MB a step where their ids are 1 KB.
+package backend
+
+import "errors"
+
+// Backend runs a model's steps. All methods are called by one goroutine; a backend owns its threads itself.
+type Backend interface {
+	// Info describes the opened backend; it does not change.
+	Info() Info
+	// Launch enqueues one step, forward pass and sampling, and does not wait for it. It has copied what it needs of b when
+	// it returns. Steps run and finish in the order of their launch. At most [MaxInFlight] steps may be awaiting.
+	Launch(b *Batch) (StepID, error)
+	// Wait blocks until step id has finished and fills out, reusing its slices. Steps are awaited in launch order.
+	// An error is final for the backend: every later call returns it again.
+	Wait(id StepID, out *Result) error
+	// Close waits for launched steps and frees the device. It may be called twice.
+	Close() error
+}
+
+// MaxInFlight is the number of launched steps that may not have been awaited yet: the one running and the one behind it.
+const MaxInFlight = 2
+
+// StepID names a launched step; ids ascend by one.
+type StepID uint64
+
+var (
+	// ErrClosed is returned by every call after Close.
+	ErrClosed = errors.New("backend is closed")
+	// ErrTooManySteps is returned by Launch when MaxInFlight steps await.
+	ErrTooManySteps = errors.New("too many steps in flight: await one first")
+)
+
+// Info describes an opened backend. Bytes are bytes, not KiB.
+type Info struct {
+	Name       string // "cpu" or "cuda"
+	Device     string // for a person: processor or card name
+	DType      string // of weights as computed with: "float32", "bfloat16", ...
+	VocabSize  int    // ids are 0..VocabSize-1
+	MaxContext int    // tokens of one sequence, prompt and output together
+	MaxRows    int    // slots, and the most rows of one step
+	MaxTokens  int    // the most tokens of one step, all rows together
+	PageSize   int    // tokens of a KV page
+	NumPages   int    // KV pages; ids are 0..NumPages-1
+
+	WeightBytes     int64 // read once by every decode step
+	KVBytesPerToken int64 // of all layers, K and V
+	// ReadBandwidth is the device's read-only memory bandwidth in bytes a second as measured at start; nil where it was not.
+	ReadBandwidth *float64
+}
+
+// Batch is one step. Rows is in no particular order; a slot appears at most once.
+type Batch struct {
+	Rows []Row
+}
+
+// Row is one sequence's part of a step.
+type Row struct {
+	// Slot names the sequence's state on the device (last token, sampler state), 0..MaxRows-1.
+	Slot int
+	// Start is set on a sequence's first row in its slot, and after it lost the slot: it (re)initialises the slot's state.
+	Start *Start
+	// Tokens is the chunk of the sequence to prefill, [n]. Empty: a decode row of one token, the one sampled last in Slot.
+	Tokens []int32
+	// Position is the number of the sequence's tokens that the KV cache holds already; the row's first token goes there.
+	Position int
+	// Pages is the sequence's page table, page i holding positions i*PageSize..; it covers Position+NumTokens() tokens. Between
+	// two rows of a slot without Start it only grows at its end.
+	Pages []int32
+	// Sample asks for a token after the row's last position: true for decode rows and a prompt's last chunk.
+	Sample bool
+	// Mask allows token t if bit t%32 of word t/32 is set, [(VocabSize+31)/32]; nil allows all.
+	Mask []uint32
+	// Targets asks for the log probability of Targets[i] after the chunk's token i, [len(Tokens)] or nil. It is computed from
+	// the model's plain distribution (no temperature, penalty or mask). For prompt log probabilities and perplexity.
+	Targets []int32
+	// Logits asks for the row's last logits as the model made them, before any penalty or mask. For tests: it copies the
+	// whole vocabulary to the host.
+	Logits bool
+}
+
+// NumTokens is the number of tokens the row puts through the model.
+func (r *Row) NumTokens() int { return max(1, len(r.Tokens)) }
+
+// Start is what a slot must know of a sequence before its first row.
+type Start struct {
+	Sampling Sampling
+	// Prompt and Output are the sequence's tokens so far, [n] each: cached prefix included, so that penalties count them.
+	// Output is not empty only for a sequence that resumes after preemption. Both may be nil if no penalty is set.
+	Prompt, Output []int32
+}
+
+// Sampling says how a sequence's tokens are chosen. The order is: logits, + bias, penalties, mask, temperature, then top-k,
+// top-p and min-p on the tempered distribution, then a draw. A draw is a function of (Seed, position) alone: it does not
+// depend on the batch, on chunks or on preemption.
+type Sampling struct {
+	Temperature       float32 // 0 is greedy: the most likely token, the lowest id on a tie
+	TopK              int     // keep the k most likely; 0 keeps all
+	TopP              float32 // keep the smallest set of at least this probability; 1 keeps all
+	MinP              float32 // drop tokens less likely than MinP times the likeliest; 0 drops none
+	RepetitionPenalty float32 // divides positive, multiplies negative logits of prompt and output tokens; 1 is off
+	PresencePenalty   float32 // subtracted once from tokens in the output
+	FrequencyPenalty  float32 // subtracted per occurrence in the output
+	Bias              []TokenBias
+	Seed              uint64
+	// LogProbs asks for the chosen token's log probability under the model's plain distribution, TopLogProbs for the likeliest
+	// tokens beside it.
+	LogProbs    bool
+	TopLogProbs int
+}
+
+// TokenBias is added to one token's logit.
+type TokenBias struct {
+	Token int32
+	Bias  float32
+}
+
+// Result is what a step gave: one entry for each row of its batch, in the batch's order.
+type Result struct {
+	Rows []RowResult
+}
+
+// RowResult is one row's outcome. Its slices are valid until the Result is filled again.
+type RowResult struct {
+	Token          int32 // the sampled token; meaningful if the row had Sample
+	LogProb        float32
+	Top            []TokenLogProb // [TopLogProbs], most likely first
+	TargetLogProbs []float32      // [len(Targets)]
+	Logits         []float32      // [VocabSize]
+	// NonFinite tells that the row's logits held a NaN or an infinity; Token is then meaningless.
+	NonFinite bool
+}
+
+// TokenLogProb is a token and its natural-log probability.
+type TokenLogProb struct {
+	Token   int32
+	LogProb float32
+}
+
+// Options is what every backend is opened with. Zero fields take the backend's own default.
+type Options struct {
+	MaxRows    int // slots, rows of a step
+	MaxTokens  int // tokens of a step
+	MaxContext int // tokens of a sequence; at most what the model allows
+	PageSize   int // tokens of a page
+	NumPages   int // 0: as many as MemFraction leaves room for
+	// MemFraction is the part of the device's memory for weights and KV pages together, 0..1.
+	MemFraction float64
+	// KVDType is the KV cache's element type: "auto", "float32", "bfloat16" or "fp8_e4m3".
+	KVDType string
+	// DType is the type weights are computed with: "auto", "float32", "float16" or "bfloat16".
+	DType string
+	// Quantization is applied to the weights at load: "" or "fp8".
+	Quantization  string
+	Threads       int  // CPU backend: worker threads; 0: one a processor
+	DisableGraph  bool // CUDA backend: launch kernels one by one instead of replaying a graph
+	Deterministic bool // results do not depend on a row's batch mates, bit for bit
+	// Progress is told of long work at start: done of total in unit ("GiB", "kernels"). It may be nil.
+	Progress func(phase string, done, total float64, unit string)
+}

@@ -12,6 +12,8 @@ var (
 	ErrQueueFull = errors.New("waiting queue is full: retry later or raise --max-queued-requests")
 	// ErrNoDevice is returned when a GPU was asked for and none can be used.
 	ErrNoDevice = errors.New("no usable GPU")
+	// ErrBusy is returned by what needs the engine to itself while requests run or wait.
+	ErrBusy = errors.New("requests are running or waiting: finish or abort them first")
 	// ErrAborted is the cause of a request ended by Abort.
 	ErrAborted = errors.New("request was aborted")
 )

@@ -1,0 +1,35 @@
+package engine
+
+import "time"
+
+// Stats is a snapshot of the engine between two steps. Counts named ...Total only grow.
+type Stats struct {
+	Healthy bool
+	Running int // requests that hold a slot
+	Waiting int // requests queued for one, preempted ones included
+
+	NumPages       int
+	UsedPages      int // held by running requests
+	CachedPages    int // kept by the prefix cache and held by no request: reclaimable
+	PageSize       int // tokens
+	UsedTokens     int // UsedPages in tokens
+	CachedTokens   int // CachedPages in tokens
+	OutputTokRate  float64
+	PromptTokRate  float64 // computed prompt tokens a second, cached ones left out; both rates over the last second of work
+	StepsInFlight  int
+	LastBatchRows  int
+	LastStepTokens int
+
+	StepsTotal         uint64
+	PromptTokensTotal  uint64 // prompt tokens of admitted requests, cached ones included; resumed requests count again
+	CachedTokensTotal  uint64 // of these, taken from the prefix cache
+	PrefillTokensTotal uint64 // put through the model
+	OutputTokensTotal  uint64 // delivered
+	SurplusTokensTotal uint64 // sampled one step ahead for a request that had ended: dropped
+	PreemptionsTotal   uint64
+	EvictedPagesTotal  uint64
+	FinishedTotal      map[FinishReason]uint64
+
+	LaunchTimeTotal time.Duration // host time spent to schedule and launch steps
+	WaitTimeTotal   time.Duration // host time spent in waiting for the device
+}

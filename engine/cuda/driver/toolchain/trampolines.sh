@@ -10,8 +10,9 @@ mkdir -p "$out"
 tmp=$(mktemp -d)
 trap 'rm -rf "$tmp"' EXIT
 
-# Every function that cuda.h declares, and the names behind its version macros.
+# Every function that cuda.h declares, the names behind its version macros, and cudaProfiler.h, which not every toolkit carries.
 {
+	echo 'cuProfilerStart( cuProfilerStop('
 	echo '#include <cuda.h>' | gcc -I"$include" -E -P -
 	echo '#include <cuda.h>' | gcc -D__CUDA_API_VERSION_INTERNAL -I"$include" -E -P -
 } | tr '\n' ' ' | grep -oE '\bcu[A-Z][A-Za-z0-9_]* *\(' | tr -d ' (' | grep -v '^cuInit$' | sort -u >"$tmp/names"

@@ -1,0 +1,109 @@
+//go:build cuda
+
+package driver
+
+/*
+#include <cuda.h>
+static CUresult beginCapture(void *s) { return cuStreamBeginCapture((CUstream)s, CU_STREAM_CAPTURE_MODE_THREAD_LOCAL); }
+static CUresult endCapture(void *s, void **graph) { return cuStreamEndCapture((CUstream)s, (CUgraph *)graph); }
+static CUresult instantiate(void **exec, void *g) { return cuGraphInstantiateWithFlags((CUgraphExec *)exec, (CUgraph)g, 0); }
+static CUresult graphNodes(void *g, size_t *n) { return cuGraphGetNodes((CUgraph)g, NULL, n); }
+static CUresult graphDestroy(void *g) { return cuGraphDestroy((CUgraph)g); }
+static CUresult upload(void *e, void *s) { return cuGraphUpload((CUgraphExec)e, (CUstream)s); }
+static CUresult graphLaunch(void *e, void *s) { return cuGraphLaunch((CUgraphExec)e, (CUstream)s); }
+static CUresult execDestroy(void *e) { return cuGraphExecDestroy((CUgraphExec)e); }
+static CUresult execUpdate(void *e, void *g) {
+#if CUDA_VERSION >= 12000
+	CUgraphExecUpdateResultInfo info = {0};
+	return cuGraphExecUpdate((CUgraphExec)e, (CUgraph)g, &info);
+#else
+	CUgraphNode n; CUgraphExecUpdateResult result;
+	return cuGraphExecUpdate((CUgraphExec)e, (CUgraph)g, &n, &result);
+#endif
+}
+static CUresult query(void *s) { return cuStreamQuery((CUstream)s); }
+*/
+import "C"
+
+import "unsafe"
+
+func (s Stream) raw() unsafe.Pointer { return unsafe.Pointer(s.s.C()) }
+
+// Query tells whether the stream is empty. A kernel's fault comes back as an error.
+func (s Stream) Query() (idle bool, err error) {
+	r := C.query(s.raw())
+	if r == C.CUDA_ERROR_NOT_READY {
+		return false, nil
+	}
+	return r == C.CUDA_SUCCESS, check("cuStreamQuery", r)
+}
+
+// Graph is an instantiated CUDA graph: a step that is launched with one call.
+type Graph struct {
+	exec  unsafe.Pointer
+	Nodes int
+}
+
+// Capture records what enqueue puts on s, instead of running it, and makes it a graph.
+func Capture(s Stream, enqueue func() error) (*Graph, error) {
+	graph, err := record(s, enqueue)
+	if err != nil {
+		return nil, err
+	}
+	defer C.graphDestroy(graph)
+	g := &Graph{}
+	var nodes C.size_t
+	if err := check("cuGraphGetNodes", C.graphNodes(graph, &nodes)); err != nil {
+		return nil, err
+	}
+	g.Nodes = int(nodes)
+	if err := check("cuGraphInstantiate", C.instantiate(&g.exec, graph)); err != nil {
+		return nil, err
+	}
+	if err := check("cuGraphUpload", C.upload(g.exec, s.raw())); err != nil {
+		g.Destroy()
+		return nil, err
+	}
+	return g, nil
+}
+
+func record(s Stream, enqueue func() error) (unsafe.Pointer, error) {
+	if err := check("cuStreamBeginCapture", C.beginCapture(s.raw())); err != nil {
+		return nil, err
+	}
+	failed := enqueue()
+	var graph unsafe.Pointer
+	err := check("cuStreamEndCapture", C.endCapture(s.raw(), &graph)) // always: it takes the stream out of capture
+	if failed != nil {
+		if graph != nil {
+			C.graphDestroy(graph)
+		}
+		return nil, failed
+	}
+	return graph, err
+}
+
+// Update gives the graph the parameters that enqueue uses now; the kernels and their order must be the same.
+func (g *Graph) Update(s Stream, enqueue func() error) error {
+	graph, err := record(s, enqueue)
+	if err != nil {
+		return err
+	}
+	defer C.graphDestroy(graph)
+	return check("cuGraphExecUpdate", C.execUpdate(g.exec, graph))
+}
+
+// Launch enqueues the graph.
+func (g *Graph) Launch(s Stream) error {
+	return check("cuGraphLaunch", C.graphLaunch(g.exec, s.raw()))
+}
+
+// Destroy frees the graph; a running launch ends first.
+func (g *Graph) Destroy() error {
+	if g == nil || g.exec == nil {
+		return nil
+	}
+	err := check("cuGraphExecDestroy", C.execDestroy(g.exec))
+	g.exec = nil
+	return err
+}

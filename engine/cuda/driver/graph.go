@@ -4,7 +4,7 @@ package driver
 
 /*
 #include <cuda.h>
-static CUresult beginCapture(void *s) { return cuStreamBeginCapture((CUstream)s, CU_STREAM_CAPTURE_MODE_THREAD_LOCAL); }
+static CUresult beginCapture(void *s) { return cuStreamBeginCapture((CUstream)s, CU_STREAM_CAPTURE_MODE_RELAXED); }
 static CUresult endCapture(void *s, void **graph) { return cuStreamEndCapture((CUstream)s, (CUgraph *)graph); }
 static CUresult instantiate(void **exec, void *g) { return cuGraphInstantiateWithFlags((CUgraphExec *)exec, (CUgraph)g, 0); }
 static CUresult graphNodes(void *g, size_t *n) { return cuGraphGetNodes((CUgraph)g, NULL, n); }

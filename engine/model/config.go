@@ -20,7 +20,7 @@ type Config struct {
 	TieEmbeddings    bool // the LM head is the embedding matrix
 	QKVBias          bool
 	QKNorm           bool // RMSNorm over HeadDim on each query and key head, before RoPE
-	SlidingWindow    int  // tokens; 0: full attention
+	SlidingWindow    int  // a token sees itself and the SlidingWindow-1 tokens before it; 0: all before it
 
 	NumExperts          int // 0: dense
 	NumExpertsPerToken  int
@@ -30,6 +30,10 @@ type Config struct {
 	DType string // as stored: "bfloat16", "float16", "float32"
 	BOS   []int32
 	EOS   []int32 // every id that ends a generation, generation_config.json included
+
+	// Quantization says how the checkpoint's linear layers are stored; nil where they are plain, and for GGUF files, whose
+	// tensors say it themselves.
+	Quantization *Quantization
 }
 
 // RoPE holds the rotary embedding's parameters. Heads are rotated in halves (element i with i+HeadDim/2), as Hugging Face
@@ -43,6 +47,9 @@ type RoPE struct {
 	OriginalMaxPositions int     // llama3, yarn
 	BetaFast, BetaSlow   float64 // yarn
 	AttentionFactor      float64 // yarn: multiplies cos and sin; 1 elsewhere
+	Truncate             bool    // yarn: the ramp's ends are rounded to whole dimensions
+	// FreqFactors divide the inverse frequencies one by one, [HeadDim/2]; nil: all 1. GGUF files carry llama3 scaling this way.
+	FreqFactors []float64
 }
 
 // Tensor names one weight under its Hugging Face name with the shape the model needs, row-major: [out, in] for a matrix.

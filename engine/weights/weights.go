@@ -3,7 +3,10 @@
 // touches them.
 package weights
 
-import "math"
+import (
+	"math"
+	"strings"
+)
 
 // DType is an element type as stored. Block types hold several elements in one block with shared scales (GGUF).
 type DType uint8
@@ -20,6 +23,7 @@ const (
 	Q6_K
 	F8E4M3
 	I32
+	I64
 )
 
 // Tensor is one weight. A matrix is [out, in], row-major, and blocks never cross a row.
@@ -27,12 +31,30 @@ type Tensor struct {
 	Name  string
 	DType DType
 	Shape []int
-	// Data holds the elements as stored, little-endian, usually in mapped memory: read only, valid until the store is closed.
-	// It is nil for a dummy tensor.
+	// Data holds the elements as stored, little-endian, usually in mapped memory: read only, valid until the store is closed,
+	// aligned to nothing. It is nil for a dummy tensor.
 	Data []byte
 	// Dummy says how to make the values where there are no bytes; nil for a tensor read from a file.
 	Dummy *Dummy
 }
+
+// RowLen is the number of elements of a row; a vector is one row.
+func (t *Tensor) RowLen() int { return t.Shape[len(t.Shape)-1] }
+
+// Rows is the number of rows; 1 for a vector.
+func (t *Tensor) Rows() int {
+	n := 1
+	for _, d := range t.Shape[:len(t.Shape)-1] {
+		n *= d
+	}
+	return n
+}
+
+// RowBytes is the size of a row as stored.
+func (t *Tensor) RowBytes() int { return t.DType.bytes(t.RowLen()) }
+
+// Bytes is the size of the tensor as stored; for a dummy, as bfloat16.
+func (t *Tensor) Bytes() int64 { return int64(t.Rows()) * int64(t.RowBytes()) }
 
 // Dummy makes a tensor's values from its name. Element i is
 //
@@ -58,6 +80,25 @@ func (d *Dummy) At(i uint64) float32 {
 	h *= 0xC2B2AE35
 	h ^= h >> 16
 	return float32(int32(h>>8)-1<<23) * (d.Scale * (1.0 / (1 << 23)))
+}
+
+// newDummy seeds a tensor by its name, FNV-1a in 32 bits, so that no two are alike.
+func newDummy(name string, shape []int) *Tensor {
+	t := &Tensor{Name: name, DType: BF16, Shape: shape, Dummy: &Dummy{Seed: 2166136261}}
+	for i := range len(name) {
+		t.Dummy.Seed = (t.Dummy.Seed ^ uint32(name[i])) * 16777619
+	}
+	switch {
+	case strings.HasSuffix(name, ".bias"):
+		// Large enough to show in the logits if a backend forgets it, small beside queries and keys of variance 1.
+		t.Dummy.Scale = 0.1
+	case len(shape) == 1: // a norm
+		t.Dummy.Constant = 1
+	default:
+		// An embedding too: its rows are the head's where it is tied, and its input is normalised.
+		t.Dummy.Scale = float32(math.Sqrt(3 / float64(t.RowLen())))
+	}
+	return t
 }
 
 // BF16FromFloat32 rounds to the nearest bfloat16, ties to even; a NaN stays one.

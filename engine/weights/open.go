@@ -1,0 +1,150 @@
+package weights
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"strings"
+
+	"github.com/tokamak-engine/tokamak/engine/model"
+)
+
+const (
+	singleFile = "model.safetensors"
+	indexFile  = "model.safetensors.index.json"
+)
+
+// Open maps the safetensors of a Hugging Face directory, one file or shards with an index, and returns the tensors cfg needs,
+// their names, shapes and types verified. On an error nothing stays open.
+func Open(dir string, cfg *model.Config) (_ *Store, err error) {
+	d := &directory{path: dir, shards: map[string]*safetensors{}}
+	s := &Store{tensors: map[string]*Tensor{}}
+	defer func() {
+		if err != nil {
+			d.close()
+		}
+	}()
+	if err := d.readIndex(); err != nil {
+		return nil, err
+	}
+	for _, want := range cfg.Tensors() {
+		t, err := d.tensor(want)
+		if err != nil {
+			return nil, err
+		}
+		s.tensors[want.Name] = t
+	}
+	for _, shard := range d.shards {
+		s.files = append(s.files, shard.file)
+	}
+	return s, nil
+}
+
+// directory is a model's files, opened as tensors ask for them.
+type directory struct {
+	path   string
+	index  map[string]string // tensor -> shard; nil if there is one file
+	shards map[string]*safetensors
+}
+
+func (d *directory) readIndex() error {
+	path := filepath.Join(d.path, indexFile)
+	data, err := os.ReadFile(path)
+	if errors.Is(err, fs.ErrNotExist) {
+		if _, err := os.Stat(filepath.Join(d.path, singleFile)); err != nil {
+			return errorf(d.path, "", "neither %s nor %s: want a directory with safetensors, a GGUF file, or --load-format dummy", singleFile, indexFile)
+		}
+		return nil
+	}
+	if err != nil {
+		return fmt.Errorf("read index: %w", err)
+	}
+	var index struct {
+		WeightMap map[string]string `json:"weight_map"`
+	}
+	if err := json.Unmarshal(data, &index); err != nil {
+		return errorf(path, "", "malformed index: %v", err)
+	}
+	if len(index.WeightMap) == 0 {
+		return errorf(path, "", "no weight_map: want one shard name for each tensor")
+	}
+	d.index = index.WeightMap
+	return nil
+}
+
+// entry finds a tensor; ok is false if no file has it.
+func (d *directory) entry(name string) (shard *safetensors, entry safetensorsEntry, ok bool, err error) {
+	file := singleFile
+	if d.index != nil {
+		if file, ok = d.index[name]; !ok {
+			return nil, entry, false, nil
+		}
+	}
+	shard, err = d.shard(file)
+	if err != nil {
+		return nil, entry, false, err
+	}
+	entry, ok = shard.entries[name]
+	if !ok && d.index != nil {
+		return nil, entry, false, errorf(shard.path, name, "not in this shard, although %s says so", indexFile)
+	}
+	return shard, entry, ok, nil
+}
+
+func (d *directory) shard(name string) (*safetensors, error) {
+	if shard, ok := d.shards[name]; ok {
+		return shard, nil
+	}
+	if name != filepath.Base(name) || !filepath.IsLocal(name) {
+		return nil, errorf(filepath.Join(d.path, indexFile), "", "shard %q: want the name of a file beside it", name)
+	}
+	path := filepath.Join(d.path, name)
+	shard, err := openSafetensors(path)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, errorf(path, "", "shard is missing, %s names it: download it again", indexFile)
+	}
+	if err != nil {
+		return nil, err
+	}
+	d.shards[name] = shard
+	return shard, nil
+}
+
+// tensor makes a plain tensor of the one the model wants.
+func (d *directory) tensor(want model.Tensor) (*Tensor, error) {
+	shard, entry, ok, err := d.entry(want.Name)
+	if err != nil {
+		return nil, err
+	}
+	if !ok {
+		return nil, d.missing(want)
+	}
+	if err := checkShape(shard.path, want.Name, entry.shape, want.Shape); err != nil {
+		return nil, err
+	}
+	dtype, ok := plainTypes[entry.dtype]
+	if !ok {
+		return nil, errorf(shard.path, want.Name, "type %s is not supported: want F32, F16 or BF16", entry.dtype)
+	}
+	return &Tensor{Name: want.Name, DType: dtype, Shape: want.Shape, Data: entry.data}, nil
+}
+
+var plainTypes = map[string]DType{"F32": F32, "F16": F16, "BF16": BF16}
+
+func (d *directory) missing(want model.Tensor) error {
+	hint := ""
+	if strings.HasPrefix(want.Name, "lm_head.") {
+		hint = `; if the head is the embedding matrix, config.json must say "tie_word_embeddings": true`
+	}
+	return errorf(d.path, want.Name, "missing, the model's config asks for it with shape %v%s", want.Shape, hint)
+}
+
+// close lets go of the shards after an error, which is the one to tell.
+func (d *directory) close() {
+	for _, shard := range d.shards {
+		_ = shard.file.release()
+	}
+}

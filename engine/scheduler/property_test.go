@@ -1,0 +1,370 @@
+package scheduler_test
+
+import (
+	"fmt"
+	"slices"
+	"testing"
+
+	"github.com/stretchr/testify/require"
+	"pgregory.net/rapid"
+
+	"github.com/tokamak-engine/tokamak/engine/backend"
+	"github.com/tokamak-engine/tokamak/engine/kvcache"
+	"github.com/tokamak-engine/tokamak/engine/scheduler"
+	"github.com/tokamak-engine/tokamak/engine/scheduler/fakebackend"
+)
+
+const vocab = 40
+
+// client is what the outside knows of a request.
+type client struct {
+	*scheduler.Request
+	got        []int32
+	logProbs   []float32
+	finish     scheduler.Finish
+	ends       int
+	bornAtStep uint64
+}
+
+// driver runs a scheduler over the fake backend, and keeps what every client saw.
+type driver struct {
+	t       require.TestingT
+	sched   *scheduler.Scheduler
+	device  *fakebackend.Backend
+	batch   backend.Batch
+	result  backend.Result
+	flying  []backend.StepID
+	clients []*client
+	steps   uint64
+}
+
+func newDriver(t require.TestingT, cfg scheduler.Config) *driver {
+	return &driver{t: t, sched: scheduler.New(cfg), device: fakebackend.New(backend.Info{
+		VocabSize: vocab, MaxContext: cfg.MaxContext, MaxRows: cfg.MaxRows, MaxTokens: cfg.MaxTokens,
+		PageSize: cfg.PageSize, NumPages: cfg.NumPages,
+	})}
+}
+
+func (d *driver) add(c *client) {
+	c.Owner = c
+	c.bornAtStep = d.steps
+	d.clients = append(d.clients, c)
+	d.sched.Add(c.Request)
+	require.NoError(d.t, d.sched.Check())
+}
+
+func (d *driver) cancel(c *client) {
+	if d.sched.Cancel(c.Request) {
+		c.finish = scheduler.Cancelled
+		c.ends++
+	}
+	require.NoError(d.t, d.sched.Check())
+}
+
+// launch plans and launches a step if there is one.
+func (d *driver) launch() bool {
+	plan := d.sched.Next(&d.batch)
+	require.NoError(d.t, d.sched.Check())
+	if plan.Rows == 0 {
+		return false
+	}
+	id, err := d.device.Launch(&d.batch)
+	require.NoError(d.t, err)
+	d.flying = append(d.flying, id)
+	d.steps++
+	return true
+}
+
+// await commits the oldest step and hands tokens to their clients.
+func (d *driver) await() {
+	require.NoError(d.t, d.device.Wait(d.flying[0], &d.result))
+	d.flying = d.flying[1:]
+	for _, o := range d.sched.Commit(&d.result) {
+		c := o.Request.Owner.(*client)
+		require.Zero(d.t, c.ends, "a request that had ended got an outcome")
+		c.logProbs = append(c.logProbs, o.PromptLogProbs...)
+		if o.Sampled {
+			c.got = append(c.got, o.Result.Token)
+			if c.Constrained && o.Finish == scheduler.Running {
+				d.sched.SetMask(c.Request, parityMask(o.Result.Token))
+			}
+		}
+		if o.Finish != scheduler.Running {
+			c.finish = o.Finish
+			c.ends++
+		}
+	}
+	require.NoError(d.t, d.sched.Check())
+}
+
+// drain runs until nothing is left to do and checks that nothing is left behind.
+func (d *driver) drain(ahead bool) {
+	bound := d.steps + 200
+	for _, c := range d.clients {
+		// Preemption repeats work; each request makes progress while it is the oldest.
+		bound += 20 * uint64(len(c.Prompt)+c.MaxNewTokens)
+	}
+	for !d.sched.Idle() {
+		for d.launch() && ahead && len(d.flying) < backend.MaxInFlight {
+		}
+		require.NotEmpty(d.t, d.flying, "nothing in flight, nothing to launch, and %d requests left",
+			d.sched.NumRunning()+d.sched.NumWaiting())
+		d.await()
+		require.Less(d.t, d.steps, bound, "starvation")
+	}
+	d.sched.Flush()
+	require.Equal(d.t, d.sched.Cache().NumPages(), d.sched.Cache().Available())
+	require.Zero(d.t, d.sched.Cache().Cached())
+	for _, c := range d.clients {
+		c.verify(d.t)
+	}
+}
+
+// verify compares with what the request alone would have got.
+func (c *client) verify(t require.TestingT) {
+	require.Equal(t, 1, c.ends, "requests end once")
+	want := c.alone()
+	if c.finish == scheduler.Cancelled {
+		require.LessOrEqual(t, len(c.got), len(want))
+		want = want[:len(c.got)]
+	} else {
+		stopped := len(want) > 0 && slices.Contains(c.StopTokens, want[len(want)-1]) && len(want) > c.MinNewTokens
+		require.Equal(t, stopped, c.finish == scheduler.Stop, "reason %d", c.finish)
+	}
+	require.Equal(t, want, append([]int32{}, c.got...))
+	if c.PromptLogProbs && c.finish != scheduler.Cancelled {
+		chain, wantProbs := uint64(0), []float32{}
+		for i, token := range c.Prompt[:len(c.Prompt)-1] {
+			chain = fakebackend.Extend(chain, token)
+			wantProbs = append(wantProbs, fakebackend.LogProb(chain, c.Prompt[i+1]))
+		}
+		require.Equal(t, wantProbs, append([]float32{}, c.logProbs...))
+	}
+}
+
+func (c *client) alone() []int32 {
+	chain := uint64(0)
+	for _, token := range c.Prompt {
+		chain = fakebackend.Extend(chain, token)
+	}
+	out := []int32{}
+	mask := firstMask
+	for range c.MaxNewTokens {
+		var m []uint32
+		switch {
+		case c.Constrained:
+			m = mask
+		case len(out) < c.MinNewTokens:
+			m = c.MinMask
+		}
+		token := fakebackend.Sample(chain, vocab, m)
+		mask = parityMask(token)
+		out = append(out, token)
+		if slices.Contains(c.StopTokens, token) && len(out) > c.MinNewTokens {
+			break
+		}
+		chain = fakebackend.Extend(chain, token)
+	}
+	return out
+}
+
+var firstMask = []uint32{0x55555555, 0x55}
+
+// parityMask stands for a grammar: after an even token an odd one must follow.
+func parityMask(token int32) []uint32 {
+	if token%2 == 0 {
+		return []uint32{0xAAAAAAAA, 0xAA}
+	}
+	return firstMask
+}
+
+func drawConfig(t *rapid.T) scheduler.Config {
+	cfg := scheduler.Config{
+		MaxRows:     rapid.IntRange(1, 5).Draw(t, "rows"),
+		PageSize:    rapid.IntRange(1, 4).Draw(t, "pageSize"),
+		NumPages:    rapid.IntRange(3, 14).Draw(t, "pages"),
+		MaxContext:  rapid.IntRange(6, 40).Draw(t, "context"),
+		ChunkSize:   rapid.SampledFrom([]int{0, 1, 2, 3, 7}).Draw(t, "chunk"),
+		Policy:      rapid.SampledFrom([]scheduler.Policy{scheduler.FCFS, scheduler.LPM}).Draw(t, "policy"),
+		PrefixCache: rapid.Bool().Draw(t, "prefix"),
+		Seed:        1,
+	}
+	cfg.MaxTokens = cfg.MaxRows + rapid.IntRange(0, 12).Draw(t, "tokens")
+	return cfg
+}
+
+func drawClient(t *rapid.T, limit int) *client {
+	r := &scheduler.Request{Salt: kvcache.Salt{uint64(rapid.IntRange(0, 1).Draw(t, "salt"))}}
+	r.Sampling.RepetitionPenalty = float32(rapid.IntRange(1, 2).Draw(t, "penalty"))
+	// Few tokens, so that prefixes meet.
+	r.Prompt = rapid.SliceOfN(rapid.Int32Range(0, 1), 1, min(limit-1, 16)).Draw(t, "prompt")
+	r.MaxNewTokens = rapid.IntRange(0, min(limit-len(r.Prompt), 20)).Draw(t, "new")
+	switch rapid.IntRange(0, 4).Draw(t, "kind") {
+	case 0:
+		r.StopTokens = []int32{3, 4, 5, 6, 7, 8, 9}
+		r.MinNewTokens = rapid.IntRange(0, 3).Draw(t, "min")
+		r.MinMask = []uint32{^uint32(0x3F8), 0xFF}
+	case 1:
+		r.PromptLogProbs = true
+	case 2:
+		r.Constrained = true
+	case 3:
+		r.StopTokens = []int32{3, 4}
+	}
+	c := &client{Request: r}
+	return c
+}
+
+// TestAnyOrderOfEvents lets requests arrive, be cancelled, be launched and awaited in any order under random bounds, few pages
+// above all.
+func TestAnyOrderOfEvents(t *testing.T) {
+	preemptions, shared := uint64(0), uint64(0)
+	rapid.Check(t, func(t *rapid.T) {
+		d := newDriver(t, drawConfig(t))
+		limit := d.sched.Limit()
+		if limit < 2 {
+			t.Skip("no room for a token")
+		}
+		t.Repeat(map[string]func(*rapid.T){
+			"add": func(t *rapid.T) {
+				c := drawClient(t, limit)
+				d.add(c)
+				if c.Constrained {
+					d.sched.SetMask(c.Request, firstMask)
+				}
+			},
+			"cancel": func(t *rapid.T) {
+				if len(d.clients) == 0 {
+					t.Skip("nobody")
+				}
+				d.cancel(rapid.SampledFrom(d.clients).Draw(t, "who"))
+			},
+			"launch": func(t *rapid.T) { d.launch() },
+			"await": func(t *rapid.T) {
+				if len(d.flying) == 0 {
+					t.Skip("nothing flies")
+				}
+				d.await()
+			},
+			"step": func(t *rapid.T) {
+				for len(d.flying) < backend.MaxInFlight && d.launch() {
+				}
+				if len(d.flying) > 0 {
+					d.await()
+				}
+			},
+		})
+		d.drain(rapid.Bool().Draw(t, "ahead"))
+		preemptions += d.sched.Counts().Preemptions
+		shared += d.sched.Counts().CachedTokens
+	})
+	require.NotZero(t, preemptions, "the test never ran out of pages")
+	require.NotZero(t, shared, "the test never hit the prefix cache")
+}
+
+// TestOptionsDoNotChangeTokens runs the same requests under many option sets.
+func TestOptionsDoNotChangeTokens(t *testing.T) {
+	for _, pages := range []int{12, 16, 400} {
+		for _, chunk := range []int{0, 1, 5, 64} {
+			for _, prefix := range []bool{false, true} {
+				for _, policy := range []scheduler.Policy{scheduler.FCFS, scheduler.LPM} {
+					for _, ahead := range []bool{false, true} {
+						t.Run(fmt.Sprintf("pages=%d/chunk=%d/prefix=%t/policy=%d/ahead=%t", pages, chunk, prefix, policy, ahead), func(t *testing.T) {
+							d := newDriver(t, scheduler.Config{
+								MaxRows: 6, MaxTokens: 24, MaxContext: 64, PageSize: 4, NumPages: pages, ChunkSize: chunk,
+								Policy: policy, PrefixCache: prefix,
+							})
+							for i := range int32(30) {
+								prompt := slices.Repeat([]int32{1, 2, 3, i % 3}, int(1+i%5))
+								d.add(&client{Request: &scheduler.Request{
+									Prompt: append(prompt, i), MaxNewTokens: int(1 + i*7%24), StopTokens: []int32{7},
+								}})
+							}
+							d.drain(ahead) // compares each with the request alone
+							if pages == 12 {
+								require.NotZero(t, d.sched.Counts().Preemptions)
+							}
+							if prefix {
+								require.NotZero(t, d.sched.Counts().CachedTokens)
+							}
+						})
+					}
+				}
+			}
+		}
+	}
+}
+
+// TestNobodyIsPassedForEver keeps a stream of requests with a cached prefix coming under the policy that prefers them.
+func TestNobodyIsPassedForEver(t *testing.T) {
+	d := newDriver(t, scheduler.Config{
+		MaxRows: 2, MaxTokens: 16, MaxContext: 64, PageSize: 4, NumPages: 40, ChunkSize: 8, Policy: scheduler.LPM, PrefixCache: true,
+	})
+	popular := func() {
+		d.add(&client{Request: &scheduler.Request{Prompt: slices.Repeat([]int32{9}, 20), MaxNewTokens: 3}})
+	}
+	for range 5 {
+		popular()
+	}
+	poor := &client{Request: &scheduler.Request{Prompt: slices.Repeat([]int32{5}, 9), MaxNewTokens: 3}}
+	d.add(poor)
+	for d.steps < 400 && poor.ends == 0 {
+		for d.sched.NumWaiting() < 5 {
+			popular()
+		}
+		d.launch()
+		d.await()
+	}
+	require.Equal(t, 1, poor.ends)
+	require.Greater(t, d.steps, uint64(10), "the policy preferred nobody")
+}
+
+func TestSteadyStateDoesNotAllocate(t *testing.T) {
+	sched := scheduler.New(scheduler.Config{
+		MaxRows: 8, MaxTokens: 64, MaxContext: 4096, PageSize: 16, NumPages: 2048, ChunkSize: 32, PrefixCache: true,
+	})
+	for i := range int32(8) {
+		sched.Add(&scheduler.Request{Prompt: slices.Repeat([]int32{i}, 100), MaxNewTokens: 3000})
+	}
+	var batch backend.Batch
+	result := backend.Result{Rows: make([]backend.RowResult, 8)}
+	step := func() {
+		sched.Next(&batch)
+		sched.Commit(&result)
+	}
+	for range 300 {
+		step()
+	}
+	require.Len(t, batch.Rows, 8)
+	require.Zero(t, testing.AllocsPerRun(1000, step))
+}
+
+// BenchmarkStep shows the host's price of a decode step.
+//
+//	go test ./engine/scheduler -run '^$' -bench Step
+func BenchmarkStep(b *testing.B) {
+	for _, rows := range []int{1, 32, 256} {
+		b.Run(fmt.Sprintf("rows=%d", rows), func(b *testing.B) {
+			cfg := scheduler.Config{
+				MaxRows: rows, MaxTokens: 8192, MaxContext: 1 << 20, PageSize: 16, NumPages: 1 << 18, ChunkSize: 8192, PrefixCache: true,
+			}
+			var sched *scheduler.Scheduler
+			var batch backend.Batch
+			result := backend.Result{Rows: make([]backend.RowResult, rows)}
+			left := 0
+			for b.Loop() {
+				if left == 0 {
+					b.StopTimer()
+					sched, left = scheduler.New(cfg), 4000
+					for i := range rows {
+						sched.Add(&scheduler.Request{Prompt: []int32{int32(i)}, MaxNewTokens: 4096})
+					}
+					b.StartTimer()
+				}
+				left--
+				sched.Next(&batch)
+				sched.Commit(&result)
+			}
+		})
+	}
+}

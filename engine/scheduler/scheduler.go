@@ -1,0 +1,200 @@
+package scheduler
+
+import (
+	"fmt"
+	"slices"
+	"sort"
+
+	"github.com/tokamak-engine/tokamak/engine/backend"
+	"github.com/tokamak-engine/tokamak/engine/kvcache"
+)
+
+// Policy orders the waiting queue.
+type Policy uint8
+
+const (
+	FCFS Policy = iota // first come, first served
+	LPM                // longest cached prefix first; a request is passed over at most maxPassed times
+)
+
+// Config bounds a scheduler. MaxRows, MaxTokens, PageSize, NumPages and MaxContext are the backend's.
+type Config struct {
+	MaxRows    int
+	MaxTokens  int // of one step; at least MaxRows
+	MaxContext int
+	PageSize   int
+	NumPages   int
+	// ChunkSize is the most prompt tokens of a row in a step. 0 does not chunk: a prompt waits for a step that takes it whole, and
+	// is cut only if none could.
+	ChunkSize   int
+	Policy      Policy
+	PrefixCache bool
+	Seed        uint64 // of the prefix tree's hashes
+}
+
+// Scheduler holds all requests that have not ended. It is not safe for concurrent use.
+type Scheduler struct {
+	cfg     Config
+	cache   *kvcache.Cache
+	waiting []*Request // by arrival
+	running []*Request // by arrival; those that hold a slot
+	slots   []int      // free ones, a stack
+
+	steps    [backend.MaxInFlight]step // ring of planned steps
+	head     int
+	inFlight int
+	leaving  int // of running: preempted or ended, with planned rows
+
+	arrivals  uint64
+	growth    int      // permille of the tokens a request may still ask for that admission keeps free
+	blocked   *Request // did not fit when it was last looked at
+	blockedIn int      // steps until it is looked at again
+
+	plan     Plan
+	outcomes []Outcome
+	counts   Counts
+}
+
+// step is what Commit must know of a planned batch, row by row.
+type step struct{ rows []plannedRow }
+
+type plannedRow struct {
+	r       *Request
+	from    int // first position
+	n       int // tokens
+	sample  bool
+	last    bool // computes the last of a prompt that asks for no token
+	targets bool
+}
+
+// Plan describes the step that Next made. Admitted is valid until the next call.
+type Plan struct {
+	Rows, DecodeRows, Tokens, Sampled int
+	Admitted                          []*Request // for the first time or again
+}
+
+// Counts only grow.
+type Counts struct {
+	Steps, PromptTokens, CachedTokens, PrefillTokens, OutputTokens, SurplusTokens, Preemptions uint64
+}
+
+// Outcome is what a committed step means for one request. It is valid until the next Commit.
+type Outcome struct {
+	Request *Request
+	Result  *backend.RowResult
+	Sampled bool // Result.Token is the request's next token
+	// PromptLogProbs are those of the prompt tokens that follow the ones delivered before; the first has none.
+	PromptLogProbs []float32
+	Finish         Finish
+}
+
+// New returns a scheduler for a backend of cfg's bounds.
+func New(cfg Config) *Scheduler {
+	if cfg.MaxRows < 1 || cfg.MaxTokens < cfg.MaxRows || cfg.PageSize < 1 || cfg.NumPages < 1 || cfg.MaxContext < 1 {
+		panic(fmt.Sprintf("scheduler: impossible bounds %+v", cfg))
+	}
+	s := &Scheduler{
+		cfg:    cfg,
+		cache:  kvcache.New(cfg.NumPages, cfg.PageSize, cfg.PrefixCache, cfg.Seed),
+		growth: growthAtStart,
+	}
+	for slot := cfg.MaxRows - 1; slot >= 0; slot-- {
+		s.slots = append(s.slots, slot)
+	}
+	return s
+}
+
+// Limit is the number of tokens whose keys and values one sequence may have: the context, or all pages if they are fewer.
+func (s *Scheduler) Limit() int { return min(s.cfg.MaxContext, s.cfg.NumPages*s.cfg.PageSize) }
+
+// NumWaiting counts requests without a slot.
+func (s *Scheduler) NumWaiting() int { return len(s.waiting) }
+
+// NumRunning counts requests with a slot, those that have ended but are in a planned step included.
+func (s *Scheduler) NumRunning() int { return len(s.running) }
+
+// InFlight counts steps planned and not committed.
+func (s *Scheduler) InFlight() int { return s.inFlight }
+
+// Idle tells that there is nothing to plan or commit.
+func (s *Scheduler) Idle() bool { return len(s.waiting) == 0 && len(s.running) == 0 && s.inFlight == 0 }
+
+// Counts returns totals since New.
+func (s *Scheduler) Counts() Counts { return s.counts }
+
+// Cache gives the books of pages to look at.
+func (s *Scheduler) Cache() *kvcache.Cache { return s.cache }
+
+// Add queues r. A prompt longer than [Scheduler.Limit], or one that is empty, is a programming error.
+func (s *Scheduler) Add(r *Request) {
+	if r.state != fresh || len(r.Prompt) == 0 || len(r.Prompt)+max(0, r.MaxNewTokens-1) > s.Limit() {
+		panic(fmt.Sprintf("scheduler: request of %d prompt and %d new tokens cannot be added", len(r.Prompt), r.MaxNewTokens))
+	}
+	r.tokens = append(make([]int32, 0, len(r.Prompt)+min(r.MaxNewTokens, tokensAhead)), r.Prompt...)
+	s.arrivals++
+	r.arrival = s.arrivals
+	r.state = waiting
+	s.waiting = append(s.waiting, r)
+}
+
+// tokensAhead is how much of MaxNewTokens gets memory at once; more grows as it comes.
+const tokensAhead = 4096
+
+// Cancel ends r, if it has not ended, and tells whether it did. No outcome follows; a token of r in a planned step is
+// dropped.
+func (s *Scheduler) Cancel(r *Request) bool {
+	switch r.state {
+	case waiting:
+		s.waiting = slices.Delete(s.waiting, s.waitingAt(r), s.waitingAt(r)+1)
+		s.unblock()
+		r.state = ended
+	case running:
+		s.end(r)
+	case preempted:
+		r.state = ended
+	default:
+		return false
+	}
+	return true
+}
+
+// SetMask gives the mask for the next token of a constrained request. mask is read at the next plan and must not change until
+// the token was committed.
+func (s *Scheduler) SetMask(r *Request, mask []uint32) { r.mask, r.maskReady = mask, true }
+
+// Flush empties the prefix cache of all that no request holds.
+func (s *Scheduler) Flush() { s.cache.Flush() }
+
+// end marks a running request as ended and releases it as soon as no planned step has a row of it.
+func (s *Scheduler) end(r *Request) {
+	r.state = ended
+	if r.inFlight == 0 {
+		s.release(r)
+		return
+	}
+	s.leaving++
+}
+
+// release takes slot and pages from r. No planned step has a row of it.
+func (s *Scheduler) release(r *Request) {
+	// A surplus token's keys and values may be there too, but what the token was nobody kept.
+	s.cache.Release(r.Salt, r.tokens[:min(r.computed, len(r.tokens))], r.pages)
+	s.slots = append(s.slots, r.slot)
+	r.pages, r.shared, r.computed, r.pending = r.pages[:0], 0, 0, 0
+	r.started, r.sampled = false, false
+	at := sort.Search(len(s.running), func(i int) bool { return s.running[i].arrival >= r.arrival })
+	s.running = slices.Delete(s.running, at, at+1)
+	s.unblock()
+}
+
+// requeue puts a released request back to where it came from in the queue.
+func (s *Scheduler) requeue(r *Request) {
+	r.state = waiting
+	s.waiting = slices.Insert(s.waiting, s.waitingAt(r), r)
+}
+
+func (s *Scheduler) waitingAt(r *Request) int {
+	return sort.Search(len(s.waiting), func(i int) bool { return s.waiting[i].arrival >= r.arrival })
+}
+
+func (s *Scheduler) unblock() { s.blocked = nil }

@@ -1,0 +1,289 @@
+package backendtest
+
+import (
+	"cmp"
+	"math"
+	"slices"
+	"testing"
+
+	"github.com/stretchr/testify/require"
+	"gonum.org/v1/gonum/stat/distuv"
+
+	"github.com/tokamak-engine/tokamak/engine/backend"
+)
+
+// draw runs one step of a fresh sequence and returns its row; mask is the row's.
+func (h *harness) draw(t *testing.T, q *sequence, mask []uint32) backend.RowResult {
+	t.Helper()
+	q.position, q.begun = q.cached, false
+	r := q.next(len(q.prompt))
+	r.Mask = mask
+	return h.step(t, r)[0]
+}
+
+func (h *harness) step(t *testing.T, rows ...backend.Row) []backend.RowResult {
+	t.Helper()
+	id, err := h.b.Launch(&backend.Batch{Rows: rows})
+	require.NoError(t, err)
+	var out backend.Result
+	require.NoError(t, h.b.Wait(id, &out))
+	return out.Rows
+}
+
+// ranked lists tokens by falling logit, the lowest id first on a tie.
+func ranked(logits []float32) []int32 {
+	ids := make([]int32, len(logits))
+	for i := range ids {
+		ids[i] = int32(i)
+	}
+	slices.SortFunc(ids, func(a, b int32) int { return cmp.Or(cmp.Compare(logits[b], logits[a]), cmp.Compare(a, b)) })
+	return ids
+}
+
+func maskOf(vocabulary int, allowed ...int32) []uint32 {
+	mask := make([]uint32, (vocabulary+31)/32)
+	for _, t := range allowed {
+		mask[t/32] |= 1 << (t % 32)
+	}
+	return mask
+}
+
+// testMask: only allowed tokens are chosen, the likeliest of them when greedy; logits and log probabilities stay plain.
+func (h *harness) testMask(t *testing.T) {
+	q := h.newSequence(60, 0, 14, 1)
+	plain := h.draw(t, q, nil)
+	order := ranked(plain.Logits)
+	q.start.Sampling.LogProbs = true
+	for _, allowed := range [][]int32{{order[5]}, {order[900], order[7], order[30]}, {int32(h.info.VocabSize - 1)}, {0}} {
+		r := h.draw(t, q, maskOf(h.info.VocabSize, allowed...))
+		best := slices.MinFunc(allowed, func(a, b int32) int { return cmp.Compare(slices.Index(order, a), slices.Index(order, b)) })
+		require.Equal(t, best, r.Token)
+		require.InDelta(t, logProbs(plain.Logits)[best], r.LogProb, max(h.tolerance, 1e-4))
+	}
+	q.start.Sampling = backend.Sampling{Temperature: 5, TopP: 1, RepetitionPenalty: 1}
+	for seed := range uint64(20) {
+		q.start.Sampling.Seed = seed
+		require.Contains(t, order[400:402], h.draw(t, q, maskOf(h.info.VocabSize, order[400:402]...)).Token)
+	}
+}
+
+func (h *harness) testBias(t *testing.T) {
+	q := h.newSequence(61, 0, 14, 1)
+	order := ranked(h.draw(t, q, nil).Logits)
+	q.start.Sampling.Bias = []backend.TokenBias{{Token: order[0], Bias: -100}, {Token: order[1], Bias: float32(math.Inf(-1))}}
+	require.Equal(t, order[2], h.draw(t, q, nil).Token)
+	q.start.Sampling.Bias = []backend.TokenBias{{Token: order[77], Bias: 60}, {Token: order[78], Bias: 30}, {Token: order[78], Bias: 31.5}}
+	r := h.draw(t, q, nil)
+	require.Contains(t, order[77:79], r.Token)
+	require.Equal(t, order[:3], ranked(r.Logits)[:3], "Logits are those before the bias")
+}
+
+// testPenalties holds each token of a greedy run against the penalties worked out on the plain logits.
+func (h *harness) testPenalties(t *testing.T) {
+	for name, s := range map[string]backend.Sampling{
+		"repetition": {RepetitionPenalty: 1.8},
+		"presence":   {RepetitionPenalty: 1, PresencePenalty: 1.5},
+		"frequency":  {RepetitionPenalty: 1, FrequencyPenalty: 0.9},
+		"negative":   {RepetitionPenalty: 0.8, FrequencyPenalty: -0.6},
+		"all":        {RepetitionPenalty: 1.2, PresencePenalty: 0.4, FrequencyPenalty: 0.3},
+	} {
+		t.Run(name, func(t *testing.T) {
+			q := h.newSequence(62, 0, 30, 40)
+			q.start = backend.Start{Sampling: s, Prompt: q.prompt}
+			h.play(t, 16, true, q)
+			inOutput := map[int32]int{}
+			seen := map[int32]bool{}
+			for _, id := range q.prompt {
+				seen[id] = true
+			}
+			for i, row := range q.rows {
+				penalised := slices.Clone(row.Logits)
+				for id := range seen {
+					l := penalised[id]
+					if l > 0 {
+						l /= s.RepetitionPenalty
+					} else {
+						l *= s.RepetitionPenalty
+					}
+					if n := inOutput[id]; n > 0 {
+						l -= s.PresencePenalty + float32(n)*s.FrequencyPenalty
+					}
+					penalised[id] = l
+				}
+				// Rounding may decide between equals, no more.
+				require.InDelta(t, slices.Max(penalised), penalised[row.Token], 1e-4, "token %d", i)
+				seen[row.Token] = true
+				inOutput[row.Token]++
+			}
+		})
+	}
+}
+
+// testSeeds: a draw is a function of seed and position; batch mates and slots do not matter, and seeds do.
+func (h *harness) testSeeds(t *testing.T) {
+	sampling := func(seed uint64) backend.Sampling {
+		return backend.Sampling{Temperature: 1.5, TopP: 1, RepetitionPenalty: 1, Seed: seed}
+	}
+	q := h.newSequence(63, 0, 9, 20)
+	q.start.Sampling = sampling(1<<40 + 3)
+	want := h.alone(t, q)
+	batch := []*sequence{q}
+	q.slot = 3
+	for i := range 3 {
+		mate := h.newSequence(63, i, 9, 20)
+		mate.start.Sampling = sampling(1<<40 + 3)
+		if i > 0 {
+			mate.start.Sampling = sampling(uint64(i))
+		}
+		batch = append(batch, mate)
+	}
+	q.pages = h.newSequence(63, 3, 9, 20).pages
+	h.play(t, 5, true, batch...)
+	h.same(t, want, q)
+	h.same(t, want, batch[1])
+	require.NotEqual(t, q.tokens(), batch[2].tokens(), "another seed, the same tokens")
+	require.NotEqual(t, batch[2].tokens(), batch[3].tokens(), "another seed, the same tokens")
+
+	seen := map[int32]bool{}
+	for low := range uint64(3) { // both halves of the seed count
+		for high := range uint64(3) {
+			q.start.Sampling = sampling(high<<32 | low)
+			q.start.Sampling.Temperature = 50
+			seen[h.draw(t, q, nil).Token] = true
+		}
+	}
+	require.Greater(t, len(seen), 6)
+}
+
+// testTruncation: no token is drawn that top-k, top-p or min-p drops.
+func (h *harness) testTruncation(t *testing.T) {
+	q := h.newSequence(64, 0, 9, 1)
+	plain := h.draw(t, q, nil)
+	order := ranked(plain.Logits)
+	const temperature = 2
+	tempered := make([]float32, len(plain.Logits))
+	for i, l := range plain.Logits {
+		tempered[i] = l / temperature
+	}
+	probs := logProbs(tempered)
+	topP := float32(0.3)
+	inTopP := 0
+	for sum := 0.0; sum < float64(topP); inTopP++ {
+		sum += math.Exp(probs[order[inTopP]])
+	}
+	minP := float32(0.4)
+	inMinP := 0
+	for probs[order[inMinP]] >= probs[order[0]]+math.Log(float64(minP)) {
+		inMinP++
+	}
+	slack := 0 // tokens that rounding may move in or out of the set
+	if h.tolerance > 0 {
+		slack = 2
+	}
+	for name, c := range map[string]struct {
+		s    backend.Sampling
+		kept int
+	}{
+		"top-k 1":     {backend.Sampling{TopK: 1, TopP: 1}, 1},
+		"top-k 5":     {backend.Sampling{TopK: 5, TopP: 1}, 5},
+		"top-p":       {backend.Sampling{TopP: topP}, inTopP},
+		"tiny top-p":  {backend.Sampling{TopP: 1e-6}, 1},
+		"min-p":       {backend.Sampling{TopP: 1, MinP: minP}, inMinP},
+		"min-p 1":     {backend.Sampling{TopP: 1, MinP: 1}, 1},
+		"all of them": {backend.Sampling{TopK: inTopP + 3, TopP: topP, MinP: minP}, min(inTopP, inMinP)},
+	} {
+		seen := map[int32]bool{}
+		for seed := range uint64(150) {
+			q.start.Sampling = c.s
+			q.start.Sampling.Temperature, q.start.Sampling.Seed, q.start.Sampling.RepetitionPenalty = temperature, seed, 1
+			token := h.draw(t, q, nil).Token
+			rank := slices.Index(order, token)
+			require.Less(t, rank, c.kept+slack, "%s drew the token of rank %d of %d kept", name, rank, c.kept)
+			seen[token] = true
+		}
+		if c.kept > 1 {
+			require.Greater(t, len(seen), 1, name)
+		}
+	}
+}
+
+// testDistribution: draws over many seeds follow the tempered, truncated softmax (chi-square).
+func (h *harness) testDistribution(t *testing.T) {
+	q := h.newSequence(65, 0, 9, 1)
+	plain := h.draw(t, q, nil)
+	order := ranked(plain.Logits)[:6]
+	const temperature = 0.8
+	var weights [6]float64
+	var total float64
+	for i, id := range order {
+		weights[i] = math.Exp(float64(plain.Logits[id]-plain.Logits[order[0]]) / temperature)
+		total += weights[i]
+	}
+	// Eight slots draw at once from the same prompt.
+	const draws = 2000
+	counts := map[int32]float64{}
+	for n := 0; n < draws; n += maxRows {
+		var rows []backend.Row
+		for slot := range maxRows {
+			r := h.newSequence(65, slot, 9, 1).next(9)
+			r.Logits = false
+			r.Start.Sampling = backend.Sampling{Temperature: temperature, TopK: 6, TopP: 1, RepetitionPenalty: 1, Seed: uint64(n + slot)}
+			rows = append(rows, r)
+		}
+		for _, r := range h.step(t, rows...) {
+			counts[r.Token]++
+		}
+	}
+	var chi float64
+	for i, id := range order {
+		expected := draws * weights[i] / total
+		chi += (counts[id] - expected) * (counts[id] - expected) / expected
+	}
+	p := distuv.ChiSquared{K: 5}.Survival(chi)
+	require.Greater(t, p, 1e-4, "chi-square %.1f over 6 tokens: %v", chi, counts)
+}
+
+// testLogProbs: log probabilities are those of the plain distribution, whatever the sampling.
+func (h *harness) testLogProbs(t *testing.T) {
+	q := h.newSequence(66, 0, 12, 1)
+	for _, s := range []backend.Sampling{
+		{LogProbs: true, TopLogProbs: 5},
+		{LogProbs: true},
+		{LogProbs: true, TopLogProbs: 3, Temperature: 2, TopK: 50, TopP: 1, RepetitionPenalty: 3, Seed: 4, Bias: []backend.TokenBias{{Token: 5, Bias: 10}}},
+	} {
+		q.start = backend.Start{Sampling: s, Prompt: q.prompt}
+		r := h.draw(t, q, nil)
+		want := logProbs(r.Logits)
+		require.InDelta(t, want[r.Token], r.LogProb, 1e-4)
+		require.Len(t, r.Top, s.TopLogProbs)
+		for i, id := range ranked(r.Logits)[:s.TopLogProbs] {
+			require.Equal(t, id, r.Top[i].Token)
+			require.InDelta(t, want[id], r.Top[i].LogProb, 1e-4)
+		}
+	}
+}
+
+// testTargets: the log probability of a target is that of the logits at its place, also in a row that samples nothing.
+func (h *harness) testTargets(t *testing.T) {
+	q := h.newSequence(67, 0, 60, 1)
+	var want []float64
+	for i := range q.prompt {
+		q.position = i
+		r := q.next(1)
+		r.Sample, r.Logits = false, true
+		want = append(want, logProbs(h.step(t, r)[0].Logits)[q.prompt[(i+1)%60]])
+	}
+	q.position, q.begun = 0, false
+	first := q.next(25)
+	first.Targets = q.prompt[1:26]
+	got := slices.Clone(h.step(t, first)[0].TargetLogProbs)
+	second := q.next(35)
+	second.Targets = append(slices.Clone(q.prompt[26:]), q.prompt[0])
+	row := h.step(t, second)[0]
+	got = append(got, row.TargetLogProbs...)
+	require.Equal(t, argmax(row.Logits), row.Token)
+	require.Len(t, got, 60)
+	for i := range want {
+		require.InDelta(t, want[i], got[i], max(h.tolerance, 1e-4), "target %d", i)
+	}
+}

@@ -1,0 +1,165 @@
+package cpu
+
+import (
+	"github.com/tokamak-engine/tokamak/engine/backend"
+	"github.com/tokamak-engine/tokamak/engine/model"
+)
+
+// stepper runs steps, one at a time, on the goroutine that owns it.
+type stepper struct {
+	cfg     *model.Config
+	net     *network
+	pool    *pool
+	kernels *kernels
+	cache   kvCache
+	bf16KV  bool
+	invFreq []float64
+
+	sequences []*sequence // by slot
+
+	// The step being run.
+	rows   []backend.Row
+	tokens []tokenPlace
+	tasks  []attentionTask
+
+	// Activations, row-major by token: the residual stream, its normed form, and what each layer needs. They keep the size
+	// of the largest step so far.
+	x, normed, q, k, v, attended, gate, up, mlpOut, cos, sin, padded, hidden, logits []float32
+
+	moe     moe
+	scratch []scratch // by worker
+}
+
+// scratch is one worker's own memory.
+type scratch struct {
+	tile                            []float32 // decoded weight rows
+	queries, scores, out, page, inv []float32 // attention
+	logits                          []float32 // sampling
+}
+
+// tokenPlace is where a token of the step belongs.
+type tokenPlace struct {
+	id       int32
+	position int
+	page     int32
+	slot     int // inside the page
+}
+
+// parallelRows is the number of tokens from which per-token work is shared between workers: below it, the sharing costs more.
+const parallelRows = 4
+
+// forward puts the step's tokens through the layers and leaves the residual stream in s.x, [tokens, hidden].
+func (s *stepper) forward() {
+	s.place()
+	n, cfg := len(s.tokens), s.cfg
+	hidden, qSize, kvSize, half := cfg.HiddenSize, cfg.NumHeads*cfg.HeadDim, cfg.NumKVHeads*cfg.HeadDim, cfg.HeadDim/2
+	x, normed := grow(&s.x, n*hidden), grow(&s.normed, n*hidden)
+	q, k, v := grow(&s.q, n*qSize), grow(&s.k, n*kvSize), grow(&s.v, n*kvSize)
+	attended := grow(&s.attended, n*qSize)
+	cos, sin := grow(&s.cos, n*half), grow(&s.sin, n*half)
+
+	s.each(n, func(i int) {
+		s.net.embedding.tensor.Row(int(s.tokens[i].id), x[i*hidden:(i+1)*hidden])
+		CosSin(cos[i*half:(i+1)*half], sin[i*half:(i+1)*half], s.invFreq, s.tokens[i].position, cfg.RoPE.AttentionFactor)
+	})
+	for l := range s.net.layers {
+		y := &s.net.layers[l]
+		s.normRows(normed, x, y.attentionNorm, n)
+		s.multiply(normed, n, product{y.q, q}, product{y.k, k}, product{y.v, v})
+		s.each(n, func(i int) {
+			qi, ki, vi := q[i*qSize:(i+1)*qSize], k[i*kvSize:(i+1)*kvSize], v[i*kvSize:(i+1)*kvSize]
+			add(qi, y.qBias)
+			add(ki, y.kBias)
+			add(vi, y.vBias)
+			c, sn := cos[i*half:(i+1)*half], sin[i*half:(i+1)*half]
+			s.rotateHeads(qi, y.qNorm, c, sn)
+			s.rotateHeads(ki, y.kNorm, c, sn)
+			t := &s.tokens[i]
+			s.cache.put(t.page, t.slot, l, 0, ki)
+			s.cache.put(t.page, t.slot, l, 1, vi)
+		})
+		s.attend(l)
+		s.multiply(attended, n, product{y.o, normed})
+		s.each(n, func(i int) { add(x[i*hidden:(i+1)*hidden], normed[i*hidden:(i+1)*hidden]) })
+		s.normRows(normed, x, y.mlpNorm, n)
+		if y.router != nil {
+			s.mixture(y, x, normed, n)
+			continue
+		}
+		out := grow(&s.mlpOut, n*hidden)
+		s.feedForward(&y.mlp, out, normed, n)
+		s.each(n, func(i int) { add(x[i*hidden:(i+1)*hidden], out[i*hidden:(i+1)*hidden]) })
+	}
+}
+
+// place lists the step's tokens, reads each decode row's token from its slot and makes room in the cache.
+func (s *stepper) place() {
+	s.tokens = s.tokens[:0]
+	size := s.cache.pageSize
+	for i := range s.rows {
+		r := &s.rows[i]
+		s.cache.touch(r.Pages, r.Position, r.Position+r.NumTokens(), s.bf16KV)
+		for j := range r.NumTokens() {
+			p := r.Position + j
+			t := tokenPlace{position: p, page: r.Pages[p/size], slot: p % size}
+			if len(r.Tokens) == 0 {
+				t.id = s.sequences[r.Slot].lastToken
+			} else {
+				t.id = r.Tokens[j]
+			}
+			s.tokens = append(s.tokens, t)
+		}
+	}
+}
+
+// feedForward writes one gated block's output for n tokens to out, [n, hidden].
+func (s *stepper) feedForward(w *mlp, out, in []float32, n int) {
+	size := w.gate.n
+	gate, up := grow(&s.gate, n*size), grow(&s.up, n*size)
+	s.multiply(in, n, product{w.gate, gate}, product{w.up, up})
+	s.each(n, func(i int) {
+		g := gate[i*size : (i+1)*size]
+		s.kernels.swiglu(g, g, up[i*size:(i+1)*size])
+	})
+	s.multiply(gate, n, product{w.down, out})
+}
+
+func (s *stepper) rotateHeads(heads, norm, cos, sin []float32) {
+	dim := s.cfg.HeadDim
+	for h := 0; h < len(heads); h += dim {
+		head := heads[h : h+dim]
+		if norm != nil {
+			RMSNorm(head, head, norm, s.cfg.RMSNormEps)
+		}
+		Rotate(head, cos, sin)
+	}
+}
+
+// normRows norms n rows of x into dst.
+func (s *stepper) normRows(dst, x, weight []float32, n int) {
+	h := len(weight)
+	s.each(n, func(i int) { RMSNorm(dst[i*h:(i+1)*h], x[i*h:(i+1)*h], weight, s.cfg.RMSNormEps) })
+}
+
+// each calls fn for 0..n-1, shared between workers if n is large.
+func (s *stepper) each(n int, fn func(i int)) {
+	if n < parallelRows {
+		for i := range n {
+			fn(i)
+		}
+		return
+	}
+	const perTask = 4
+	s.pool.run((n+perTask-1)/perTask, func(_, task int) {
+		for i := task * perTask; i < min(n, (task+1)*perTask); i++ {
+			fn(i)
+		}
+	})
+}
+
+// add adds y to x elementwise; a nil y adds nothing.
+func add(x, y []float32) {
+	for i, v := range y {
+		x[i] += v
+	}
+}

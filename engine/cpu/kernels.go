@@ -1,0 +1,101 @@
+package cpu
+
+import "github.com/tokamak-engine/tokamak/engine/weights"
+
+// lanes is the number of partial sums of a dot product, and so the multiple that row lengths are padded to.
+const lanes = 16
+
+// kernels is one level of vector instructions. Every function of a level computes an element in an order of its own choice,
+// but the same one whatever m, n and the element's place.
+type kernels struct {
+	name string
+
+	// tile computes y[i*ldy+j] = dot(x[i*ldx:][:k], w[j*ldw:][:k]) for i < m, j < n. k is a multiple of lanes; w is readable up
+	// to row n rounded up to a multiple of 4.
+	tile func(y, x, w []float32, ldy, ldx, ldw, m, n, k int)
+
+	// vecmat computes y[j] = dot(x, row j of w) for the len(y) rows stored in w from its beginning, bit for bit as decode and
+	// tile do. A nil entry has none.
+	vecmat [numDTypes]func(y, x []float32, w []byte, rowBytes int)
+
+	// decode writes one stored row as float32. A nil entry leaves it to weights.Tensor.Row.
+	decode [numDTypes]func(dst []float32, row []byte)
+
+	// accumulate adds the rows of v, [n, dim], weighted by p: out[i*dim:][:dim] += sum over j < n, ascending, of
+	// p[i*ldp+j] * v[j*dim:][:dim], for i < m. dim is a multiple of lanes.
+	accumulate func(out, p, v []float32, ldp, m, n, dim int)
+
+	// softmax replaces x by exp(x*scale - largest) and returns the sum.
+	softmax func(x []float32, scale float32) float32
+
+	// swiglu is SwiGLU.
+	swiglu func(dst, gate, up []float32)
+}
+
+const numDTypes = int(weights.I64) + 1
+
+// portable is the level that needs no assembly.
+var portable = kernels{
+	name:       "portable",
+	tile:       tilePortable,
+	accumulate: accumulatePortable,
+	softmax:    softmaxPortable,
+	swiglu:     SwiGLU,
+}
+
+// dot is the package's dot product without fused multiply-adds: 16 lane sums, added as the vector kernels add them.
+func dot(a, b []float32) float32 {
+	var s [lanes]float32
+	b = b[:len(a)]
+	for ; len(a) >= lanes; a, b = a[lanes:], b[lanes:] {
+		x, y := (*[lanes]float32)(a), (*[lanes]float32)(b)
+		for l := range s {
+			s[l] += x[l] * y[l]
+		}
+	}
+	for l := range a {
+		s[l] += a[l] * b[l]
+	}
+	return sumLanes(&s)
+}
+
+func sumLanes(s *[lanes]float32) float32 {
+	for l := range 8 {
+		s[l] += s[l+8]
+	}
+	return ((s[0] + s[1]) + (s[2] + s[3])) + ((s[4] + s[5]) + (s[6] + s[7]))
+}
+
+func tilePortable(y, x, w []float32, ldy, ldx, ldw, m, n, k int) {
+	for j := range n {
+		row := w[j*ldw:][:k]
+		for i := range m {
+			y[i*ldy+j] = dot(x[i*ldx:][:k], row)
+		}
+	}
+}
+
+func accumulatePortable(out, p, v []float32, ldp, m, n, dim int) {
+	for i := range m {
+		o := out[i*dim:][:dim]
+		for j := range n {
+			weight, row := p[i*ldp+j], v[j*dim:][:dim]
+			for d := range o {
+				o[d] += weight * row[d]
+			}
+		}
+	}
+}
+
+func softmaxPortable(x []float32, scale float32) float32 {
+	largest := negativeInf
+	for _, v := range x {
+		largest = max(largest, v)
+	}
+	var sum float32
+	for i, v := range x {
+		x[i] = exp32((v - largest) * scale)
+		sum += x[i]
+	}
+	return sum
+}

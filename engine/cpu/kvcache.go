@@ -1,0 +1,75 @@
+package cpu
+
+import (
+	"math"
+
+	"github.com/tokamak-engine/tokamak/engine/weights"
+)
+
+// kvCache holds keys and values by page. A page is allocated when it is first written, so an idle cache costs nothing. Inside
+// a page, [layers, 2, kvHeads, pageSize, headDim]: the positions of one head lie together.
+type kvCache struct {
+	layers, heads, dim, pageSize int
+
+	pages []kvPage
+}
+
+// kvPage has one of its two fields set, by the cache's element type.
+type kvPage struct {
+	f32  []float32
+	bf16 []uint16
+}
+
+func (c *kvCache) pageElements() int { return c.layers * 2 * c.heads * c.pageSize * c.dim }
+
+// touch allocates the pages of table that hold positions [begin, end).
+func (c *kvCache) touch(table []int32, begin, end int, bf16 bool) {
+	for i := begin / c.pageSize; i <= (end-1)/c.pageSize; i++ {
+		p := &c.pages[table[i]]
+		switch {
+		case p.f32 != nil || p.bf16 != nil:
+		case bf16:
+			p.bf16 = make([]uint16, c.pageElements())
+		default:
+			// The tile kernels read rows in fours: three rows more than the last page of a head may hold.
+			p.f32 = make([]float32, c.pageElements()+3*c.dim)
+		}
+	}
+}
+
+// offset is where head's rows of a layer begin inside a page. value is 0 for keys, 1 for values.
+func (c *kvCache) offset(layer, value, head int) int {
+	return ((layer*2+value)*c.heads + head) * c.pageSize * c.dim
+}
+
+// put stores one token's keys or values, x [kvHeads*headDim], at slot inside the page.
+func (c *kvCache) put(page int32, slot, layer, value int, x []float32) {
+	p := &c.pages[page]
+	for h := range c.heads {
+		at := c.offset(layer, value, h) + slot*c.dim
+		head := x[h*c.dim : (h+1)*c.dim]
+		if p.f32 != nil {
+			copy(p.f32[at:], head)
+			continue
+		}
+		for i, v := range head {
+			p.bf16[at+i] = weights.BF16FromFloat32(v)
+		}
+	}
+}
+
+// rows returns a head's first n rows of a page, [n rounded up to 4, headDim]; scratch holds them where they are not stored as
+// float32.
+func (c *kvCache) rows(page int32, layer, value, head, n int, scratch *[]float32) []float32 {
+	p, at := &c.pages[page], c.offset(layer, value, head)
+	padded := (n + 3) / 4 * 4 * c.dim
+	if p.f32 != nil {
+		return p.f32[at : at+padded]
+	}
+	out := grow(scratch, padded)
+	for i, b := range p.bf16[at : at+n*c.dim] {
+		out[i] = math.Float32frombits(uint32(b) << 16)
+	}
+	clear(out[n*c.dim:])
+	return out
+}

@@ -1,0 +1,5 @@
+package cpu
+
+func pause() {}
+
+func detect() *kernels { return &portable }

@@ -1,0 +1,101 @@
+package cpu
+
+import (
+	"encoding/json"
+	"errors"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"testing"
+
+	"github.com/stretchr/testify/require"
+
+	"github.com/tokamak-engine/tokamak/engine/backend"
+	"github.com/tokamak-engine/tokamak/engine/model"
+	"github.com/tokamak-engine/tokamak/engine/weights"
+)
+
+// openReal opens the real fixture model, or skips if it was not fetched.
+func openReal(tb testing.TB, o backend.Options) *Backend {
+	tb.Helper()
+	path := filepath.Join("..", "..", "fixtures", "models", "SmolLM2-135M-Instruct.Q4_1.gguf")
+	if _, err := os.Stat(path); errors.Is(err, fs.ErrNotExist) {
+		tb.Skipf("%s is not there: run `make fixtures`", path)
+	}
+	g, err := weights.OpenGGUF(path)
+	require.NoError(tb, err)
+	cfg, err := model.FromGGUF(g.Meta, "")
+	require.NoError(tb, err)
+	w, err := g.Store(cfg)
+	require.NoError(tb, err)
+	b, err := Open(cfg, w, o)
+	require.NoError(tb, err)
+	tb.Cleanup(func() {
+		require.NoError(tb, b.Close())
+		require.NoError(tb, w.Close())
+		require.NoError(tb, g.Close())
+	})
+	return b
+}
+
+// realGoldens are greedy continuations of the fixture model, computed by numpy in float32 and float64 on the dequantised weights.
+type realGoldens struct {
+	Cases []struct {
+		Prompt    string
+		PromptIDs []int32 `json:"prompt_ids"`
+		GreedyIDs []int32 `json:"greedy_ids_f32"`
+		Top5      []struct {
+			ID    int32
+			Logit float64
+		} `json:"first_step_top5_f64"`
+		LogitsSum float64 `json:"first_step_logits_f32_sum"`
+	}
+}
+
+func readRealGoldens(tb testing.TB) *realGoldens {
+	data, err := os.ReadFile(filepath.Join("..", "..", "fixtures", "goldens", "smollm2-135m-q4_1.json"))
+	require.NoError(tb, err)
+	var g realGoldens
+	require.NoError(tb, json.Unmarshal(data, &g))
+	return &g
+}
+
+// TestRealModelMatchesGoldens: 96 greedy tokens, and the first logits within 1e-3.
+func TestRealModelMatchesGoldens(t *testing.T) {
+	b := openReal(t, backend.Options{MaxContext: 256, MaxRows: 3})
+	goldens := readRealGoldens(t)
+	require.Len(t, goldens.Cases, 3)
+	var rows []backend.Row
+	for i, c := range goldens.Cases {
+		pages := make([]int32, 16)
+		for j := range pages {
+			pages[j] = int32(16*i + j)
+		}
+		rows = append(rows, backend.Row{Slot: i, Start: &backend.Start{}, Tokens: c.PromptIDs, Pages: pages, Sample: true, Logits: true})
+	}
+	got := make([][]int32, len(rows))
+	var out backend.Result
+	for step := range len(goldens.Cases[0].GreedyIDs) {
+		id, err := b.Launch(&backend.Batch{Rows: rows})
+		require.NoError(t, err)
+		require.NoError(t, b.Wait(id, &out))
+		for i, r := range out.Rows {
+			got[i] = append(got[i], r.Token)
+			if step == 0 {
+				c := goldens.Cases[i]
+				var sum float64
+				for _, l := range r.Logits {
+					sum += float64(l)
+				}
+				require.InEpsilon(t, c.LogitsSum, sum, 1e-3)
+				for _, top := range c.Top5 {
+					require.InEpsilon(t, top.Logit, float64(r.Logits[top.ID]), 1e-3)
+				}
+			}
+			rows[i] = backend.Row{Slot: i, Position: rows[i].Position + rows[i].NumTokens(), Pages: rows[i].Pages, Sample: true}
+		}
+	}
+	for i, c := range goldens.Cases {
+		require.Equal(t, c.GreedyIDs, got[i], c.Prompt)
+	}
+}

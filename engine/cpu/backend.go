@@ -45,7 +45,7 @@ func Open(cfg *model.Config, w *weights.Store, o backend.Options) (*Backend, err
 		return nil, err
 	}
 	p := newPool(o.Threads)
-	b, err := open(cfg, w, o, p, detect())
+	b, err := open(cfg, w, o, p, fastest())
 	if err != nil {
 		p.close()
 		return nil, err

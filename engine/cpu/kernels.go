@@ -99,3 +99,6 @@ func softmaxPortable(x []float32, scale float32) float32 {
 	}
 	return sum
 }
+
+// fastest is the best of the kernels that this processor can run.
+func fastest() *kernels { return levels[0] }

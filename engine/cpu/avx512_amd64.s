@@ -1,0 +1,466 @@
+//go:build amd64 && !purego
+
+// Kernels for AVX-512 (F, VL, BW, DQ). The reference of each is the portable function of the same name in kernels.go and the
+// decoders of package weights.
+
+#include "textflag.h"
+#include "avx512_amd64.h"
+
+// func tile4AVX512(y, x, w *float32, ldy, ldx, ldw, k, groups int)
+// Four rows of x by groups of four rows of w: 16 sums of 16 lanes stay in registers, so 8 loads feed 16 multiply-adds.
+TEXT ·tile4AVX512(SB), NOSPLIT, $0-64
+	MOVQ y+0(FP), DI
+	MOVQ x+8(FP), SI
+	MOVQ w+16(FP), DX
+	MOVQ ldy+24(FP), R8
+	MOVQ ldx+32(FP), R9
+	MOVQ ldw+40(FP), R10
+	MOVQ groups+56(FP), R13
+	SHLQ $2, R8
+	SHLQ $2, R9
+	SHLQ $2, R10
+	LEAQ (DI)(R8*2), R15
+	ADDQ R8, R15            // y row 3
+
+tile4Group:
+	MOVQ k+48(FP), CX
+	SHRQ $4, CX
+	MOVQ SI, AX
+	LEAQ (SI)(R9*2), R11
+	ADDQ R9, R11            // x row 3
+	MOVQ DX, BX
+	LEAQ (DX)(R10*2), R12
+	ADDQ R10, R12           // w row 3
+	CLEAR4(Z0, Z1, Z2, Z3)
+	CLEAR4(Z4, Z5, Z6, Z7)
+	CLEAR4(Z8, Z9, Z10, Z11)
+	CLEAR4(Z12, Z13, Z14, Z15)
+
+tile4Loop:
+	VMOVUPS (BX), Z16
+	VMOVUPS (BX)(R10*1), Z17
+	VMOVUPS (BX)(R10*2), Z18
+	VMOVUPS (R12), Z19
+	VMOVUPS (AX), Z20
+	VMOVUPS (AX)(R9*1), Z21
+	VMOVUPS (AX)(R9*2), Z22
+	VMOVUPS (R11), Z23
+	VFMADD231PS Z16, Z20, Z0
+	VFMADD231PS Z17, Z20, Z1
+	VFMADD231PS Z18, Z20, Z2
+	VFMADD231PS Z19, Z20, Z3
+	VFMADD231PS Z16, Z21, Z4
+	VFMADD231PS Z17, Z21, Z5
+	VFMADD231PS Z18, Z21, Z6
+	VFMADD231PS Z19, Z21, Z7
+	VFMADD231PS Z16, Z22, Z8
+	VFMADD231PS Z17, Z22, Z9
+	VFMADD231PS Z18, Z22, Z10
+	VFMADD231PS Z19, Z22, Z11
+	VFMADD231PS Z16, Z23, Z12
+	VFMADD231PS Z17, Z23, Z13
+	VFMADD231PS Z18, Z23, Z14
+	VFMADD231PS Z19, Z23, Z15
+	ADDQ $64, AX
+	ADDQ $64, R11
+	ADDQ $64, BX
+	ADDQ $64, R12
+	DECQ CX
+	JNZ  tile4Loop
+
+	SUM4(Z0, Y0, X0, Z1, Y1, X1, Z2, Y2, Z3, Y3)
+	SUM4(Z4, Y4, X4, Z5, Y5, X5, Z6, Y6, Z7, Y7)
+	SUM4(Z8, Y8, X8, Z9, Y9, X9, Z10, Y10, Z11, Y11)
+	SUM4(Z12, Y12, X12, Z13, Y13, X13, Z14, Y14, Z15, Y15)
+	VMOVUPS X0, (DI)
+	VMOVUPS X4, (DI)(R8*1)
+	VMOVUPS X8, (DI)(R8*2)
+	VMOVUPS X12, (R15)
+	ADDQ $16, DI
+	ADDQ $16, R15
+	LEAQ (DX)(R10*4), DX
+	DECQ R13
+	JNZ  tile4Group
+	VZEROUPPER
+	RET
+
+// func tile1AVX512(y, x, w *float32, ldw, k, groups int)
+TEXT ·tile1AVX512(SB), NOSPLIT, $0-48
+	MOVQ y+0(FP), DI
+	MOVQ x+8(FP), SI
+	MOVQ w+16(FP), DX
+	MOVQ ldw+24(FP), R10
+	MOVQ groups+40(FP), R13
+	SHLQ $2, R10
+
+tile1Group:
+	MOVQ k+32(FP), CX
+	SHRQ $4, CX
+	MOVQ SI, AX
+	MOVQ DX, BX
+	LEAQ (DX)(R10*2), R12
+	ADDQ R10, R12
+	CLEAR4(Z0, Z1, Z2, Z3)
+
+tile1Loop:
+	VMOVUPS (AX), Z20
+	VFMADD231PS (BX), Z20, Z0
+	VFMADD231PS (BX)(R10*1), Z20, Z1
+	VFMADD231PS (BX)(R10*2), Z20, Z2
+	VFMADD231PS (R12), Z20, Z3
+	ADDQ $64, AX
+	ADDQ $64, BX
+	ADDQ $64, R12
+	DECQ CX
+	JNZ  tile1Loop
+
+	SUM4(Z0, Y0, X0, Z1, Y1, X1, Z2, Y2, Z3, Y3)
+	VMOVUPS X0, (DI)
+	ADDQ $16, DI
+	LEAQ (DX)(R10*4), DX
+	DECQ R13
+	JNZ  tile1Group
+	VZEROUPPER
+	RET
+
+// A unit is 32 elements of a stored row. UNIT_x decodes the one at P into LO and HI; it may spoil Z24..Z27. Z28 holds the table
+// that nibbles index.
+
+// func decodeXAVX512(dst *float32, src *byte, units int)
+// func vecmatXAVX512(y, x *float32, w0, w1, w2, w3 *byte, units int)
+
+TEXT ·decodeF32AVX512(SB), NOSPLIT, $0-24
+	DECODE(UNIT_F32, 128)
+
+TEXT ·vecmatF32AVX512(SB), NOSPLIT, $0-56
+	VECMAT(UNIT_F32, 128)
+
+TEXT ·decodeF16AVX512(SB), NOSPLIT, $0-24
+	DECODE(UNIT_F16, 64)
+
+TEXT ·vecmatF16AVX512(SB), NOSPLIT, $0-56
+	VECMAT(UNIT_F16, 64)
+
+TEXT ·decodeBF16AVX512(SB), NOSPLIT, $0-24
+	DECODE(UNIT_BF16, 64)
+
+TEXT ·vecmatBF16AVX512(SB), NOSPLIT, $0-56
+	VECMAT(UNIT_BF16, 64)
+
+TEXT ·decodeQ8_0AVX512(SB), NOSPLIT, $0-24
+	DECODE(UNIT_Q8_0, 34)
+
+TEXT ·vecmatQ8_0AVX512(SB), NOSPLIT, $0-56
+	VECMAT(UNIT_Q8_0, 34)
+
+TEXT ·decodeQ4_0AVX512(SB), NOSPLIT, $0-24
+	VMOVUPS ·nibblesAround8(SB), Z28
+	DECODE(UNIT_Q4_0, 18)
+
+TEXT ·vecmatQ4_0AVX512(SB), NOSPLIT, $0-56
+	VMOVUPS ·nibblesAround8(SB), Z28
+	VECMAT(UNIT_Q4_0, 18)
+
+TEXT ·decodeQ4_1AVX512(SB), NOSPLIT, $0-24
+	VMOVUPS ·nibbles(SB), Z28
+	DECODE(UNIT_Q4_1, 20)
+
+TEXT ·vecmatQ4_1AVX512(SB), NOSPLIT, $0-56
+	VMOVUPS ·nibbles(SB), Z28
+	VECMAT(UNIT_Q4_1, 20)
+
+// func accumulate4AVX512(out, p, v *float32, ldp, n, dim int)
+// Four rows of weights; 64 (then 16) columns of the four sums stay in registers over all n rows of v.
+TEXT ·accumulate4AVX512(SB), NOSPLIT, $0-48
+	MOVQ out+0(FP), DI
+	MOVQ p+8(FP), SI
+	MOVQ v+16(FP), DX
+	MOVQ ldp+24(FP), R9
+	MOVQ dim+40(FP), R10
+	MOVQ R10, R11           // columns left
+	SHLQ $2, R9
+	SHLQ $2, R10
+	LEAQ (DI)(R10*2), R12
+	ADDQ R10, R12           // out row 3
+
+accumulate4Wide:
+	CMPQ R11, $64
+	JLT  accumulate4Narrow
+	VMOVUPS (DI), Z0
+	VMOVUPS 64(DI), Z1
+	VMOVUPS 128(DI), Z2
+	VMOVUPS 192(DI), Z3
+	VMOVUPS (DI)(R10*1), Z4
+	VMOVUPS 64(DI)(R10*1), Z5
+	VMOVUPS 128(DI)(R10*1), Z6
+	VMOVUPS 192(DI)(R10*1), Z7
+	VMOVUPS (DI)(R10*2), Z8
+	VMOVUPS 64(DI)(R10*2), Z9
+	VMOVUPS 128(DI)(R10*2), Z10
+	VMOVUPS 192(DI)(R10*2), Z11
+	VMOVUPS (R12), Z12
+	VMOVUPS 64(R12), Z13
+	VMOVUPS 128(R12), Z14
+	VMOVUPS 192(R12), Z15
+	MOVQ n+32(FP), CX
+	MOVQ SI, AX
+	LEAQ (SI)(R9*2), R13
+	ADDQ R9, R13            // p row 3
+	MOVQ DX, BX
+
+accumulate4WideLoop:
+	VMOVUPS (BX), Z16
+	VMOVUPS 64(BX), Z17
+	VMOVUPS 128(BX), Z18
+	VMOVUPS 192(BX), Z19
+	VBROADCASTSS (AX), Z20
+	VBROADCASTSS (AX)(R9*1), Z21
+	VBROADCASTSS (AX)(R9*2), Z22
+	VBROADCASTSS (R13), Z23
+	VFMADD231PS Z16, Z20, Z0
+	VFMADD231PS Z17, Z20, Z1
+	VFMADD231PS Z18, Z20, Z2
+	VFMADD231PS Z19, Z20, Z3
+	VFMADD231PS Z16, Z21, Z4
+	VFMADD231PS Z17, Z21, Z5
+	VFMADD231PS Z18, Z21, Z6
+	VFMADD231PS Z19, Z21, Z7
+	VFMADD231PS Z16, Z22, Z8
+	VFMADD231PS Z17, Z22, Z9
+	VFMADD231PS Z18, Z22, Z10
+	VFMADD231PS Z19, Z22, Z11
+	VFMADD231PS Z16, Z23, Z12
+	VFMADD231PS Z17, Z23, Z13
+	VFMADD231PS Z18, Z23, Z14
+	VFMADD231PS Z19, Z23, Z15
+	ADDQ $4, AX
+	ADDQ $4, R13
+	ADDQ R10, BX
+	DECQ CX
+	JNZ  accumulate4WideLoop
+	VMOVUPS Z0, (DI)
+	VMOVUPS Z1, 64(DI)
+	VMOVUPS Z2, 128(DI)
+	VMOVUPS Z3, 192(DI)
+	VMOVUPS Z4, (DI)(R10*1)
+	VMOVUPS Z5, 64(DI)(R10*1)
+	VMOVUPS Z6, 128(DI)(R10*1)
+	VMOVUPS Z7, 192(DI)(R10*1)
+	VMOVUPS Z8, (DI)(R10*2)
+	VMOVUPS Z9, 64(DI)(R10*2)
+	VMOVUPS Z10, 128(DI)(R10*2)
+	VMOVUPS Z11, 192(DI)(R10*2)
+	VMOVUPS Z12, (R12)
+	VMOVUPS Z13, 64(R12)
+	VMOVUPS Z14, 128(R12)
+	VMOVUPS Z15, 192(R12)
+	ADDQ $256, DI
+	ADDQ $256, R12
+	ADDQ $256, DX
+	SUBQ $64, R11
+	JMP  accumulate4Wide
+
+accumulate4Narrow:
+	TESTQ R11, R11
+	JZ   accumulate4Done
+	VMOVUPS (DI), Z0
+	VMOVUPS (DI)(R10*1), Z4
+	VMOVUPS (DI)(R10*2), Z8
+	VMOVUPS (R12), Z12
+	MOVQ n+32(FP), CX
+	MOVQ SI, AX
+	LEAQ (SI)(R9*2), R13
+	ADDQ R9, R13
+	MOVQ DX, BX
+
+accumulate4NarrowLoop:
+	VMOVUPS (BX), Z16
+	VBROADCASTSS (AX), Z20
+	VBROADCASTSS (AX)(R9*1), Z21
+	VBROADCASTSS (AX)(R9*2), Z22
+	VBROADCASTSS (R13), Z23
+	VFMADD231PS Z16, Z20, Z0
+	VFMADD231PS Z16, Z21, Z4
+	VFMADD231PS Z16, Z22, Z8
+	VFMADD231PS Z16, Z23, Z12
+	ADDQ $4, AX
+	ADDQ $4, R13
+	ADDQ R10, BX
+	DECQ CX
+	JNZ  accumulate4NarrowLoop
+	VMOVUPS Z0, (DI)
+	VMOVUPS Z4, (DI)(R10*1)
+	VMOVUPS Z8, (DI)(R10*2)
+	VMOVUPS Z12, (R12)
+	ADDQ $64, DI
+	ADDQ $64, R12
+	ADDQ $64, DX
+	SUBQ $16, R11
+	JMP  accumulate4Narrow
+
+accumulate4Done:
+	VZEROUPPER
+	RET
+
+// func accumulate1AVX512(out, p, v *float32, n, dim int)
+TEXT ·accumulate1AVX512(SB), NOSPLIT, $0-40
+	MOVQ out+0(FP), DI
+	MOVQ p+8(FP), SI
+	MOVQ v+16(FP), DX
+	MOVQ dim+32(FP), R10
+	MOVQ R10, R11
+	SHLQ $2, R10
+
+accumulate1Wide:
+	CMPQ R11, $64
+	JLT  accumulate1Narrow
+	VMOVUPS (DI), Z0
+	VMOVUPS 64(DI), Z1
+	VMOVUPS 128(DI), Z2
+	VMOVUPS 192(DI), Z3
+	MOVQ n+24(FP), CX
+	MOVQ SI, AX
+	MOVQ DX, BX
+
+accumulate1WideLoop:
+	VBROADCASTSS (AX), Z20
+	VFMADD231PS (BX), Z20, Z0
+	VFMADD231PS 64(BX), Z20, Z1
+	VFMADD231PS 128(BX), Z20, Z2
+	VFMADD231PS 192(BX), Z20, Z3
+	ADDQ $4, AX
+	ADDQ R10, BX
+	DECQ CX
+	JNZ  accumulate1WideLoop
+	VMOVUPS Z0, (DI)
+	VMOVUPS Z1, 64(DI)
+	VMOVUPS Z2, 128(DI)
+	VMOVUPS Z3, 192(DI)
+	ADDQ $256, DI
+	ADDQ $256, DX
+	SUBQ $64, R11
+	JMP  accumulate1Wide
+
+accumulate1Narrow:
+	TESTQ R11, R11
+	JZ   accumulate1Done
+	VMOVUPS (DI), Z0
+	MOVQ n+24(FP), CX
+	MOVQ SI, AX
+	MOVQ DX, BX
+
+accumulate1NarrowLoop:
+	VBROADCASTSS (AX), Z20
+	VFMADD231PS (BX), Z20, Z0
+	ADDQ $4, AX
+	ADDQ R10, BX
+	DECQ CX
+	JNZ  accumulate1NarrowLoop
+	VMOVUPS Z0, (DI)
+	ADDQ $64, DI
+	ADDQ $64, DX
+	SUBQ $16, R11
+	JMP  accumulate1Narrow
+
+accumulate1Done:
+	VZEROUPPER
+	RET
+
+// func softmaxAVX512(x *float32, n int, scale float32) float32
+TEXT ·softmaxAVX512(SB), NOSPLIT, $0-28
+	MOVQ x+0(FP), DI
+	MOVQ n+8(FP), CX
+	MOVQ CX, DX
+	ANDQ $15, DX
+	SHRQ $4, CX
+	MOVQ CX, R8
+	MOVQ DI, SI
+	// K1 selects the tail's lanes.
+	MOVL $1, AX
+	XCHGQ CX, DX
+	SHLL CX, AX
+	XCHGQ CX, DX
+	DECL AX
+	KMOVW AX, K1
+	VBROADCASTSS ·minusInf(SB), Z3
+	VMOVAPS Z3, Z0
+	TESTQ CX, CX
+	JZ   softmaxMaxTail
+
+softmaxMax:
+	VMAXPS (SI), Z3, Z3
+	ADDQ $64, SI
+	DECQ CX
+	JNZ  softmaxMax
+
+softmaxMaxTail:
+	VMOVUPS (SI), K1, Z0
+	VMAXPS Z0, Z3, Z3
+	VEXTRACTF64X4 $1, Z3, Y4
+	VMAXPS Y4, Y3, Y3
+	VEXTRACTF128 $1, Y3, X4
+	VMAXPS X4, X3, X3
+	VPERMILPS $0x4E, X3, X4
+	VMAXPS X4, X3, X3
+	VPERMILPS $0xB1, X3, X4
+	VMAXPS X4, X3, X3
+	VBROADCASTSS X3, Z3     // largest
+	VBROADCASTSS scale+16(FP), Z4
+	VPXORD Z5, Z5, Z5       // sums
+	EXP_CONSTANTS
+	MOVQ R8, CX
+	TESTQ CX, CX
+	JZ   softmaxExpTail
+
+softmaxExp:
+	VMOVUPS (DI), Z0
+	VSUBPS Z3, Z0, Z0
+	VMULPS Z4, Z0, Z0
+	EXP(Z0)
+	VMOVUPS Z0, (DI)
+	VADDPS Z0, Z5, Z5
+	ADDQ $64, DI
+	DECQ CX
+	JNZ  softmaxExp
+
+softmaxExpTail:
+	VMOVUPS.Z (DI), K1, Z0
+	VSUBPS Z3, Z0, Z0
+	VMULPS Z4, Z0, Z0
+	EXP(Z0)
+	VMOVUPS Z0, K1, (DI)
+	VADDPS Z0, Z5, K1, Z5
+	VPXORD Z6, Z6, Z6
+	VPXORD Z7, Z7, Z7
+	VPXORD Z8, Z8, Z8
+	SUM4(Z5, Y5, X5, Z6, Y6, X6, Z7, Y7, Z8, Y8)
+	VMOVSS X5, ret+24(FP)
+	VZEROUPPER
+	RET
+
+// func swigluAVX512(dst, gate, up *float32, n int)
+// n is a multiple of 16.
+TEXT ·swigluAVX512(SB), NOSPLIT, $0-32
+	MOVQ dst+0(FP), DI
+	MOVQ gate+8(FP), SI
+	MOVQ up+16(FP), DX
+	MOVQ n+24(FP), CX
+	SHRQ $4, CX
+	EXP_CONSTANTS
+	VPXORD Z5, Z5, Z5
+
+swigluLoop:
+	VMOVUPS (SI), Z3
+	VSUBPS Z3, Z5, Z0
+	EXP(Z0)
+	VADDPS Z28, Z0, Z0
+	VDIVPS Z0, Z3, Z0
+	VMULPS (DX), Z0, Z0
+	VMOVUPS Z0, (DI)
+	ADDQ $64, SI
+	ADDQ $64, DX
+	ADDQ $64, DI
+	DECQ CX
+	JNZ  swigluLoop
+	VZEROUPPER
+	RET

@@ -14,6 +14,8 @@ var (
 	ErrNoDevice = errors.New("no usable GPU")
 	// ErrBusy is returned by what needs the engine to itself while requests run or wait.
 	ErrBusy = errors.New("requests are running or waiting: finish or abort them first")
+	// ErrNonFinite is the cause of a request ended because the model gave NaN or infinite logits for it.
+	ErrNonFinite = errors.New("the model's logits are not finite: weights or their type do not fit the model, try --dtype float32")
 	// ErrAborted is the cause of a request ended by Abort.
 	ErrAborted = errors.New("request was aborted")
 )

@@ -5,8 +5,9 @@ import "time"
 // Stats is a snapshot of the engine between two steps. Counts named ...Total only grow.
 type Stats struct {
 	Healthy bool
-	Running int // requests that hold a slot
-	Waiting int // requests queued for one, preempted ones included
+	Err     error // why it is not
+	Running int   // requests that hold a slot
+	Waiting int   // requests queued for one, preempted ones included
 
 	NumPages       int
 	UsedPages      int // held by running requests

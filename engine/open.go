@@ -1,0 +1,186 @@
+package engine
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"strings"
+
+	"github.com/tokamak-engine/tokamak/engine/backend"
+	"github.com/tokamak-engine/tokamak/engine/cpu"
+	"github.com/tokamak-engine/tokamak/engine/model"
+	"github.com/tokamak-engine/tokamak/engine/tokenizer"
+	"github.com/tokamak-engine/tokamak/engine/weights"
+)
+
+// source is a model's files, opened as far as it takes to know its config.
+type source struct {
+	dir  string        // "" for a GGUF file
+	gguf *weights.GGUF // nil for a directory
+}
+
+// openSource finds out what path is. Nothing stays open on an error.
+func openSource(path, format string) (*source, error) {
+	if path == "" {
+		return nil, &OptionError{"model-path", path, "a model directory or a GGUF file"}
+	}
+	info, err := os.Stat(path)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, &OptionError{"model-path", path, "a model directory or a GGUF file: there is none of this name"}
+	}
+	if err != nil {
+		return nil, fmt.Errorf("model path: %w", err)
+	}
+	if info.IsDir() {
+		file, err := onlyGGUF(path)
+		if err != nil {
+			return nil, err
+		}
+		if file == "" || format == "safetensors" {
+			if format == "gguf" {
+				return nil, &OptionError{"load-format", format, "a GGUF file as model path; " + path + " is a directory without one"}
+			}
+			return &source{dir: path}, nil
+		}
+		path = file
+	}
+	if format == "safetensors" {
+		return nil, &OptionError{"load-format", format, "a directory as model path; " + path + " is a file"}
+	}
+	g, err := weights.OpenGGUF(path)
+	if err != nil {
+		return nil, err
+	}
+	return &source{gguf: g}, nil
+}
+
+// onlyGGUF returns the GGUF file of a directory that holds one and no config.json.
+func onlyGGUF(dir string) (string, error) {
+	if _, err := os.Stat(filepath.Join(dir, "config.json")); err == nil {
+		return "", nil
+	}
+	entries, err := os.ReadDir(dir)
+	if err != nil {
+		return "", fmt.Errorf("model path: %w", err)
+	}
+	found := ""
+	for _, e := range entries {
+		if !strings.EqualFold(filepath.Ext(e.Name()), ".gguf") || e.IsDir() {
+			continue
+		}
+		if found != "" {
+			return "", &OptionError{"model-path", dir, fmt.Sprintf("one file: it holds %s and %s", found, e.Name())}
+		}
+		found = e.Name()
+	}
+	if found == "" {
+		return "", nil
+	}
+	return filepath.Join(dir, found), nil
+}
+
+func (s *source) close() {
+	if s.gguf != nil {
+		_ = s.gguf.Close() // a mapping that was only read
+	}
+}
+
+func (s *source) config(overrides string) (*model.Config, error) {
+	if s.gguf != nil {
+		return model.FromGGUF(s.gguf.Meta, overrides)
+	}
+	return model.Load(s.dir, overrides)
+}
+
+func (s *source) weights(cfg *model.Config, format string) (*weights.Store, error) {
+	switch {
+	case format == "dummy":
+		return weights.NewDummy(cfg), nil
+	case s.gguf != nil:
+		return s.gguf.Store(cfg)
+	}
+	return weights.Open(s.dir, cfg)
+}
+
+// tokenizer loads the tokenizer that o asks for. Dummy weights do without one if there is none.
+func (s *source) tokenizer(o *Options, cfg *model.Config) (*tokenizer.Tokenizer, error) {
+	if o.SkipTokenizerInit {
+		return nil, nil
+	}
+	var t *tokenizer.Tokenizer
+	var err error
+	switch {
+	case o.TokenizerPath != "":
+		t, err = tokenizer.Load(o.TokenizerPath)
+	case s.gguf != nil:
+		t, err = tokenizer.FromGGUF(s.gguf.Meta)
+	default:
+		if _, statErr := os.Stat(filepath.Join(s.dir, "tokenizer.json")); statErr != nil && o.LoadFormat == "dummy" {
+			return nil, nil
+		}
+		t, err = tokenizer.Load(s.dir)
+	}
+	if err != nil {
+		return nil, fmt.Errorf("%w (or --skip-tokenizer-init to work with token ids alone)", err)
+	}
+	return t, t.CheckVocab(cfg.VocabSize)
+}
+
+// openBackend opens the device that o asks for. It must be called by the goroutine that will use the backend.
+func openBackend(o *Options, cfg *model.Config, w *weights.Store, b backend.Options) (backend.Backend, error) {
+	device := o.Device
+	if device == "auto" {
+		device = "cpu"
+		if cudaAvailable() == nil {
+			device = "cuda"
+		}
+	}
+	if device == "cuda" {
+		return openCUDA(cfg, w, b)
+	}
+	return cpu.Open(cfg, w, b)
+}
+
+// pageSizeForTokens is the page size if MaxTotalTokens is to be counted in pages and none was chosen.
+const pageSizeForTokens = 16
+
+// backendOptions translates o. What stays 0 the backend chooses.
+func backendOptions(o *Options, cfg *model.Config, progress func(string, float64, float64, string)) backend.Options {
+	b := backend.Options{
+		MaxRows: o.MaxRunningRequests, MaxTokens: o.MaxPrefillTokens, MaxContext: o.ContextLength, PageSize: o.PageSize,
+		MemFraction: o.MemFractionStatic, KVDType: o.KVCacheDType, DType: o.DType, Quantization: o.Quantization,
+		Threads: o.Threads, DisableGraph: o.DisableCUDAGraph, Deterministic: o.Deterministic, Progress: progress,
+	}
+	if o.MaxTotalTokens > 0 {
+		if b.PageSize == 0 {
+			b.PageSize = pageSizeForTokens
+		}
+		b.NumPages = (o.MaxTotalTokens + b.PageSize - 1) / b.PageSize
+	}
+	if b.MaxTokens == 0 {
+		// A step should take a whole chunk beside a decode row for everyone else.
+		rows := o.MaxRunningRequests
+		switch {
+		case o.ChunkedPrefillSize > 0 && rows > 0:
+			b.MaxTokens = o.ChunkedPrefillSize + rows
+		case o.ChunkedPrefillSize < 0:
+			b.MaxTokens = max(o.ContextLength, 1)
+			if o.ContextLength == 0 {
+				b.MaxTokens = cfg.MaxPositions
+			}
+			b.MaxTokens += rows
+		}
+	}
+	return b
+}
+
+// checkpoint is asked between the phases of Open, each of which may take long.
+func checkpoint(ctx context.Context) error {
+	if ctx.Err() != nil {
+		return fmt.Errorf("open engine: %w", context.Cause(ctx))
+	}
+	return nil
+}

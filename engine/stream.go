@@ -1,0 +1,204 @@
+package engine
+
+import (
+	"context"
+	"iter"
+	"sync"
+	"time"
+
+	"github.com/tokamak-engine/tokamak/engine/backend"
+	"github.com/tokamak-engine/tokamak/engine/scheduler"
+	"github.com/tokamak-engine/tokamak/engine/trace"
+)
+
+// stream carries one request's tokens from the loop to its reader. The loop never waits for the reader: what was not read
+// is kept, at most MaxNewTokens tokens.
+type stream struct {
+	id      string
+	number  uint64
+	arrived time.Time
+	req     scheduler.Request
+	// each wakes the reader for each token; else only for the end.
+	each bool
+	wake chan struct{}
+	span string // phase that is open in the trace; the loop's
+
+	mu sync.Mutex
+	in feed
+}
+
+// feed is what the loop has given since the reader last looked.
+type feed struct {
+	tokens         []int32
+	at             []time.Time    // of each token
+	logProbs       []TokenLogProb // of each token, if asked for
+	promptLogProbs []float32      // of prompt tokens 1, 2, ...
+	scheduled      time.Time      // first admission
+	cached         int            // prompt tokens found in the prefix cache
+	ended          bool           // nothing more will come
+	finish         FinishReason   // if ended
+	err            error          // if ended
+	finished       time.Time      // if ended
+}
+
+// admitted notes the first time that the request got a slot.
+func (s *stream) admitted(at time.Time) {
+	s.enter("running")
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.in.scheduled.IsZero() {
+		s.in.scheduled, s.in.cached = at, s.req.CachedTokens()
+	}
+}
+
+// enter moves the request to another phase in the trace; "" is none.
+func (s *stream) enter(phase string) {
+	if s.span == phase {
+		return
+	}
+	if s.span != "" {
+		trace.SpanEnd(s.span, trace.Request, s.number)
+	}
+	if phase != "" {
+		trace.SpanBegin(phase, trace.Request, s.number)
+	}
+	s.span = phase
+}
+
+func (s *stream) deliver(o *scheduler.Outcome, at time.Time) {
+	s.mu.Lock()
+	f := &s.in
+	f.promptLogProbs = append(f.promptLogProbs, o.PromptLogProbs...)
+	if o.Sampled {
+		f.tokens = append(f.tokens, o.Result.Token)
+		f.at = append(f.at, at)
+		if p := &s.req.Sampling; p.LogProbs {
+			f.logProbs = append(f.logProbs, copyLogProb(o.Result))
+		}
+	}
+	s.mu.Unlock()
+	if s.each && o.Sampled {
+		s.notify()
+	}
+}
+
+func copyLogProb(r *backend.RowResult) TokenLogProb {
+	p := TokenLogProb{Token: r.Token, LogProb: r.LogProb}
+	for _, t := range r.Top {
+		p.Top = append(p.Top, TokenLogProb{Token: t.Token, LogProb: t.LogProb})
+	}
+	return p
+}
+
+func (s *stream) end(finish FinishReason, err error, at time.Time) {
+	s.mu.Lock()
+	s.in.ended, s.in.finish, s.in.err, s.in.finished = true, finish, err, at
+	s.mu.Unlock()
+	s.notify()
+}
+
+func (s *stream) notify() {
+	select {
+	case s.wake <- struct{}{}:
+	default: // the reader was told and has not looked yet
+	}
+}
+
+// take exchanges f, which the reader is done with, for what has come since. With wait it sleeps until something has, or until
+// ctx ends.
+func (s *stream) take(ctx context.Context, f *feed, wait bool) error {
+	for {
+		s.mu.Lock()
+		if !wait || s.in.ended || s.each && len(s.in.tokens) > 0 {
+			scheduled, cached := s.in.scheduled, s.in.cached
+			*f, s.in = s.in, feed{tokens: f.tokens[:0], at: f.at[:0], logProbs: f.logProbs[:0], promptLogProbs: f.promptLogProbs[:0]}
+			s.in.scheduled, s.in.cached = scheduled, cached
+			s.in.ended, s.in.finish, s.in.err, s.in.finished = f.ended, f.finish, f.err, f.finished
+			s.mu.Unlock()
+			return nil
+		}
+		s.mu.Unlock()
+		select {
+		case <-s.wake:
+		case <-ctx.Done():
+			return context.Cause(ctx)
+		}
+	}
+}
+
+// Generate runs one request to its end. If ctx ends first it returns the output so far, with FinishAbort, and ctx's error.
+// The same holds for an abort and a failed engine. The output is nil if the request was not accepted.
+func (e *Engine) Generate(ctx context.Context, r Request) (*Output, error) {
+	var out *Output
+	var err error
+	e.generate(ctx, &r, false, func(ev Event, evErr error) bool {
+		out, err = ev.Done, evErr
+		return true
+	})
+	return out, err
+}
+
+// Stream runs one request and yields its tokens as they are sampled, one event a token. The last event has Done set. An error
+// ends the stream; the event beside it carries the output so far in Done if the request was accepted. Leaving the loop early
+// aborts the request. A reader that is slow loses nothing and slows nobody.
+func (e *Engine) Stream(ctx context.Context, r Request) iter.Seq2[Event, error] {
+	return func(yield func(Event, error) bool) { e.generate(ctx, &r, true, yield) }
+}
+
+// generate submits r and hands its events, or only the last, to yield.
+func (e *Engine) generate(ctx context.Context, r *Request, events bool, yield func(Event, error) bool) {
+	s, err := e.submit(ctx, r, events || len(r.Sampling.Stop) > 0)
+	if err != nil {
+		yield(Event{}, err)
+		return
+	}
+	// The reader may leave, or panic, at any event: then the request is aborted. Where it has ended already this does nothing.
+	left := ErrAborted
+	defer func() { e.forget(s, left) }()
+	a := newAssembler(e, r, s)
+	var f feed
+	for !f.ended {
+		if err := s.take(ctx, &f, true); err != nil { // the caller gives up; what has come meanwhile is still his
+			_ = s.take(ctx, &f, false)
+			f.ended, f.finish, f.err, f.finished = true, FinishAbort, err, time.Now()
+			left = err
+		}
+		a.note(&f)
+		for i := range f.tokens {
+			last := f.ended && i == len(f.tokens)-1
+			ev, matched := a.add(&f, i, last && f.finish == FinishStop)
+			switch {
+			case matched: // tokens after this one, here or to come, are nobody's
+				left = nil
+				ev.Done = a.finish(FinishStop, ev.At)
+				yield(ev, nil)
+				return
+			case last:
+				ev.Text += a.flush()
+				ev.Done = a.finish(f.finish, f.finished)
+				yield(ev, f.err)
+				return
+			case events && !yield(ev, nil):
+				return
+			}
+		}
+	}
+	text := a.flush()
+	yield(Event{Text: text, At: f.finished, Done: a.finish(f.finish, f.finished)}, f.err)
+}
+
+// forget takes s off the list of live requests and, if it has not ended, cancels it: with an error as aborted, without as
+// stopped.
+func (e *Engine) forget(s *stream, err error) {
+	e.mu.Lock()
+	if e.live[s.id] == s {
+		delete(e.live, s.id)
+	}
+	e.mu.Unlock()
+	s.mu.Lock()
+	ended := s.in.ended
+	s.mu.Unlock()
+	if !ended {
+		e.loop.post(message{kind: cancelRequest, stream: s, err: err})
+	}
+}

@@ -46,7 +46,14 @@ func (s *Scheduler) admit(b *backend.Batch, st *step) {
 	}
 	for len(s.waiting) > 0 && len(s.slots) > 0 && s.budget() > 0 {
 		i := s.pick()
+		if i < 0 {
+			return
+		}
 		r := s.waiting[i]
+		if s.prefixInStep(r, st) {
+			r.deferred = s.counts.Steps + 1
+			continue
+		}
 		if !s.place(r, reserved) {
 			return
 		}
@@ -110,20 +117,51 @@ func (s *Scheduler) measurePrefixes() {
 	}
 }
 
-// pick returns the index in waiting of the request to admit next.
+// pick returns the index in waiting of the request to admit next, or -1 if all wait for this step.
 func (s *Scheduler) pick() int {
-	oldest := s.waiting[0]
-	if s.cfg.Policy == FCFS || oldest.passed >= maxPassed {
-		return 0
-	}
-	best := 0
+	oldest, best := -1, -1
 	for i, r := range s.waiting[:min(len(s.waiting), policyWindow)] {
+		if r.deferred == s.counts.Steps+1 {
+			continue
+		}
+		if oldest < 0 {
+			oldest, best = i, i
+			if s.cfg.Policy == FCFS || r.passed >= maxPassed {
+				return i
+			}
+		}
 		if r.matchLen > s.waiting[best].matchLen {
 			best = i
 		}
 	}
-	if best > 0 {
-		oldest.passed++
+	if best != oldest {
+		s.waiting[oldest].passed++
 	}
 	return best
+}
+
+// prefixInStep tells that the step being planned computes more of r's prompt than the cache has: in the next step r can share
+// it.
+func (s *Scheduler) prefixInStep(r *Request, st *step) bool {
+	if !s.cfg.PrefixCache || r.PromptLogProbs {
+		return false
+	}
+	longest := 0
+	for i := range st.rows {
+		if q := st.rows[i].r; st.rows[i].n > 1 && q.Salt == r.Salt {
+			longest = max(longest, commonPrefix(r.tokens[:len(r.tokens)-1], q.tokens[:min(q.computed, len(q.tokens))]))
+		}
+	}
+	longest -= longest % s.cfg.PageSize
+	return longest > 0 && longest > s.cache.MatchLen(r.Salt, r.tokens[:longest])
+}
+
+func commonPrefix(a, b []int32) int {
+	n := min(len(a), len(b))
+	for i := range n {
+		if a[i] != b[i] {
+			return i
+		}
+	}
+	return n
 }

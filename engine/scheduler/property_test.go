@@ -303,6 +303,12 @@ func TestNobodyIsPassedForEver(t *testing.T) {
 	popular := func() {
 		d.add(&client{Request: &scheduler.Request{Prompt: slices.Repeat([]int32{9}, 20), MaxNewTokens: 3}})
 	}
+	popular()
+	for !d.sched.Idle() { // its prefix is cached now
+		if !d.launch() {
+			d.await()
+		}
+	}
 	for range 5 {
 		popular()
 	}
@@ -317,26 +323,6 @@ func TestNobodyIsPassedForEver(t *testing.T) {
 	}
 	require.Equal(t, 1, poor.ends)
 	require.Greater(t, d.steps, uint64(10), "the policy preferred nobody")
-}
-
-func TestSteadyStateDoesNotAllocate(t *testing.T) {
-	sched := scheduler.New(scheduler.Config{
-		MaxRows: 8, MaxTokens: 64, MaxContext: 4096, PageSize: 16, NumPages: 2048, ChunkSize: 32, PrefixCache: true,
-	})
-	for i := range int32(8) {
-		sched.Add(&scheduler.Request{Prompt: slices.Repeat([]int32{i}, 100), MaxNewTokens: 3000})
-	}
-	var batch backend.Batch
-	result := backend.Result{Rows: make([]backend.RowResult, 8)}
-	step := func() {
-		sched.Next(&batch)
-		sched.Commit(&result)
-	}
-	for range 300 {
-		step()
-	}
-	require.Len(t, batch.Rows, 8)
-	require.Zero(t, testing.AllocsPerRun(1000, step))
 }
 
 // BenchmarkStep shows the host's price of a decode step.
@@ -355,9 +341,9 @@ func BenchmarkStep(b *testing.B) {
 			for b.Loop() {
 				if left == 0 {
 					b.StopTimer()
-					sched, left = scheduler.New(cfg), 4000
+					sched, left = scheduler.New(cfg), 16000
 					for i := range rows {
-						sched.Add(&scheduler.Request{Prompt: []int32{int32(i)}, MaxNewTokens: 4096})
+						sched.Add(&scheduler.Request{Prompt: []int32{int32(i)}, MaxNewTokens: 16384})
 					}
 					b.StartTimer()
 				}

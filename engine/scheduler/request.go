@@ -38,9 +38,10 @@ type Request struct {
 	// not planned one step ahead.
 	Constrained bool
 
-	state   state
-	arrival uint64
-	passed  int // times that the policy let a later one go first
+	state    state
+	arrival  uint64
+	passed   int    // times that the policy let a later one go first
+	deferred uint64 // step that it was not admitted to because the step computes its prefix
 
 	tokens  []int32 // prompt and committed output
 	pending int     // tokens sampled in planned steps that were not committed

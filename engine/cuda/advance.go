@@ -1,0 +1,35 @@
+//go:build cuda
+
+package cuda
+
+// advanceParams mirrors Params of advance.cu.
+type advanceParams struct {
+	Plan                                                                               [2]ptr
+	Step                                                                               ptr
+	RowSlotAt, RowPosAt, RowLenAt, RowStartAt, SampleRowAt, MaskRowAt, TokAt, UpdateAt uint32
+	TokID, TokPos, TokSlot                                                             ptr
+	RowSlot, RowPos, RowLen, RowStart, RowCtx                                          ptr
+	SampleTok, SampleSlot, SamplePos, MaskRow                                          ptr
+	SlotToken, PageTable                                                               ptr
+	Tokens                                                                             int32
+	_                                                                                  int32
+}
+
+const (
+	advanceThreads = 256
+	advanceChunk   = 1024 // tokens of a row that one CTA copies
+)
+
+// advanceOp: the plan to the device, for a step padded to rows and tokens.
+func advanceOp(_ device, s shape, b *buffers, rows, tokens int) op {
+	l := newPlanLayout(s)
+	p := advanceParams{Plan: b.Plan, Step: b.Step,
+		RowSlotAt: uint32(l.rowSlot), RowPosAt: uint32(l.rowPos), RowLenAt: uint32(l.rowLen), RowStartAt: uint32(l.rowStart),
+		SampleRowAt: uint32(l.sampleRow), MaskRowAt: uint32(l.maskRow), TokAt: uint32(l.tok), UpdateAt: uint32(l.update),
+		TokID: b.TokID, TokPos: b.TokPos, TokSlot: b.TokSlot,
+		RowSlot: b.RowSlot, RowPos: b.RowPos, RowLen: b.RowLen, RowStart: b.RowStart, RowCtx: b.RowCtx,
+		SampleTok: b.SampleTok, SampleSlot: b.SampleSlot, SamplePos: b.SamplePos, MaskRow: b.MaskRow,
+		SlotToken: b.SlotToken, PageTable: b.PageTable, Tokens: int32(tokens)}
+	return op{Name: "advance", Unit: unit{File: "advance.cu", Symbol: "advance"}, Grid: [3]int{bucketFor(rows), ceilDiv(tokens, advanceChunk), 1},
+		Block: advanceThreads, Params: paramBytes(&p)}
+}

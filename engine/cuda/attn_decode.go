@@ -1,0 +1,49 @@
+//go:build cuda
+
+package cuda
+
+import "math"
+
+// attnDecodeParams mirrors Params of attn_decode.cu.
+type attnDecodeParams struct {
+	QKV, KV, Out, QNorm, KNorm, Rope, RowSlot, RowCtx, PageTable, Part, Arrived ptr
+	Scale                                                                       float32
+	_                                                                           uint32
+}
+
+const (
+	attnDecodeThreads = 128
+	attnDecodeCTAs    = 3  // of an SM
+	attnMaxSplits     = 32 // of one sequence
+)
+
+// attnSplits is the most pieces that one sequence's cache is cut into at a number of rows: enough to fill the device twice over
+// would be too many partial results, one wave is just right.
+func attnSplits(d device, s shape, rows int) int {
+	return max(1, min(attnMaxSplits, attnDecodeCTAs*d.SMs/(rows*s.KVHeads)))
+}
+
+// attnScratchBytes is the room for attn_decode's partial results and counters.
+func attnScratchBytes(d device, s shape) int64 { return attnCounterBytes(s) + attnPartBytes(d, s) }
+
+func attnCounterBytes(s shape) int64 { return int64(pad(bucketFor(s.MaxRows)*s.KVHeads*4, 256)) }
+
+func attnPartBytes(d device, s shape) int64 {
+	most := 0
+	for rows := 1; rows <= bucketFor(s.MaxRows); rows++ {
+		most = max(most, rows*attnSplits(d, s, rows))
+	}
+	return int64(most) * int64(s.Heads) * int64(s.Dim+2) * 4
+}
+
+// attnDecodeOp: one query token a row against its pages in layer i.
+func attnDecodeOp(d device, s shape, b *buffers, w layerWeights, layer, rows int) op {
+	p := attnDecodeParams{QKV: b.QKV, KV: b.KV + ptr(int64(layer)*s.layerKVBytes()), Out: b.Att, QNorm: w.QNorm, KNorm: w.KNorm, Rope: b.Rope,
+		RowSlot: b.RowSlot, RowCtx: b.RowCtx, PageTable: b.PageTable, Arrived: b.AttnScratch, Part: b.AttnScratch + ptr(attnCounterBytes(s)),
+		Scale: attnScale(s)}
+	return op{Name: "attn_decode", Unit: unit{File: "attn_decode.cu", Symbol: "attn_decode"}, Grid: [3]int{attnSplits(d, s, rows), s.KVHeads, rows},
+		Block: attnDecodeThreads, PDL: true, Params: paramBytes(&p), Bytes: int64(rows) * int64(s.qkvDim()+s.qDim()) * bf16Bytes}
+}
+
+// attnScale brings scores to base 2: log2(e) / sqrt(head dimension).
+func attnScale(s shape) float32 { return float32(math.Log2E / math.Sqrt(float64(s.Dim))) }

@@ -1,0 +1,147 @@
+// attn_prefill: causal attention of prefill rows' query tokens against their pages, which hold the prefix and this chunk already.
+//
+// Shapes: qkv [tokens, QKV_N] (q rotated), out [tokens, HEADS HEAD_DIM], cache as attn_decode's, bf16. Grid (HEADS, query tiles of the
+// longest row, rows), 256 threads = 8 warps of 16 query tokens; dynamic shared memory 2 stages of K and V tiles of 64 tokens.
+// FLOPs: 4 HEADS HEAD_DIM a visible pair; bound by the matrix units. FlashAttention-2's scheme (arXiv:2307.08691): S and O stay in
+// registers, online softmax in base 2, the next tile is copied (cp.async) while this one is multiplied. Rows are padded by 16 bytes
+// against bank conflicts. Tiles late in the sequence see more and start first.
+#include "attention.cuh"
+
+#define THREADS 256
+constexpr int QT = 128, KT = 64;        // query and key tokens of a tile
+constexpr int PITCH = HEAD_DIM + 8;     // elements of a row in shared memory
+constexpr int KS = HEAD_DIM / 16;       // steps of the first product
+constexpr int CHUNKS = HEAD_DIM / 8;    // 16-byte pieces of a row
+
+struct Params {
+	const bf16* qkv;
+	const bf16* kv;
+	bf16* out;
+	const i32* row_slot;   // [rows]
+	const i32* row_pos;
+	const i32* row_len;
+	const i32* row_start;
+	const i32* page_table;
+	float scale;           // log2(e)/sqrt(HEAD_DIM)
+	i32 first_row;         // row of blockIdx.z 0: decode rows come before
+};
+
+struct Stage { bf16 k[KT][PITCH], v[KT][PITCH]; };
+
+extern "C" __global__ void __launch_bounds__(THREADS, 1) attn_prefill(const __grid_constant__ Params p) {
+	extern __shared__ uint4 smem[];
+	Stage* stage = reinterpret_cast<Stage*>(smem);
+	const int tid = threadIdx.x, lane = tid & 31, warp = tid >> 5, g = lane >> 2, t = lane & 3;
+	const int head = blockIdx.x, row = p.first_row + blockIdx.z, q0 = (gridDim.y - 1 - blockIdx.y) * QT;
+	PDL_LAUNCH();
+	PDL_WAIT();
+	const i32 slot = p.row_slot[row], len = p.row_len[row], pos = p.row_pos[row], start = p.row_start[row];
+	if (slot < 0 || q0 >= len) return;
+	const i32* pages = p.page_table + (size_t)slot * MAX_PAGES;
+
+	// The lane's query rows are g and g+8 of its warp's 16.
+	const int qa = q0 + warp * 16 + g, qb = qa + 8;
+	u32 q[KS][4];
+	const bf16* q_lo = p.qkv + (size_t)(start + min(qa, len - 1)) * QKV_N + head * HEAD_DIM;
+	const bf16* q_hi = p.qkv + (size_t)(start + min(qb, len - 1)) * QKV_N + head * HEAD_DIM;
+#pragma unroll
+	for (int i = 0; i < KS; i++) {
+		q[i][0] = ld4(q_lo + 16 * i + 2 * t);
+		q[i][1] = ld4(q_hi + 16 * i + 2 * t);
+		q[i][2] = ld4(q_lo + 16 * i + 2 * t + 8);
+		q[i][3] = ld4(q_hi + 16 * i + 2 * t + 8);
+	}
+
+	const int end = pos + min(q0 + QT, len);              // keys the tile sees: up to its last query
+	const int begin = window_start(pos + q0 + 1) / KT * KT;
+	const int tiles = ceil_div(end - begin, KT);
+	auto copy = [&](int tile) {
+		Stage& s = stage[tile & 1];
+		for (int i = tid; i < KT * CHUNKS; i += THREADS) {
+			int r = i / CHUNKS, c = i % CHUNKS, token = begin + tile * KT + r;
+			bool valid = token < end;
+			const bf16* from = p.kv + kv_offset(valid ? pages[token / PAGE] : 0, false, head / GROUP, token % PAGE) + 8 * c;
+			cp_async16(smem_addr(&s.k[r][8 * c]), from, valid);
+			cp_async16(smem_addr(&s.v[r][8 * c]), from + KV_HEADS * PAGE * HEAD_DIM, valid);
+		}
+		cp_async_commit();
+	};
+	copy(0);
+
+	float o[2 * KS][4] = {};
+	float m[2] = {-1e30f, -1e30f}, l[2] = {};
+	for (int tile = 0; tile < tiles; tile++) {
+		cp_async_wait<0>();
+		__syncthreads();
+		if (tile + 1 < tiles) copy(tile + 1);
+		const Stage& s = stage[tile & 1];
+		float sc[KT / 8][4] = {};
+#pragma unroll
+		for (int i = 0; i < KS; i++)
+#pragma unroll
+			for (int n = 0; n < KT / 16; n++) {
+				u32 b[4];  // keys 16n..16n+7: k lo, k hi; then 16n+8..
+				ldmatrix4(b, smem_addr(&s.k[16 * n + (lane & 7) + (lane >> 4) * 8][16 * i + (lane >> 3 & 1) * 8]));
+				mma_bf16(sc[2 * n], q[i][0], q[i][1], q[i][2], q[i][3], b[0], b[1]);
+				mma_bf16(sc[2 * n + 1], q[i][0], q[i][1], q[i][2], q[i][3], b[2], b[3]);
+			}
+		const int k0 = begin + tile * KT;
+		if (k0 + KT > pos + q0 + warp * 16 + 1 || (WINDOW && k0 < window_start(pos + q0 + warp * 16 + 16))) {
+#pragma unroll
+			for (int n = 0; n < KT / 8; n++)
+#pragma unroll
+				for (int i = 0; i < 4; i++) {
+					int key = k0 + 8 * n + 2 * t + (i & 1), query = pos + (i < 2 ? qa : qb);
+					if (key > query || (WINDOW && key <= query - WINDOW)) sc[n][i] = -__int_as_float(0x7F800000);
+				}
+		}
+		float shrink[2];
+#pragma unroll
+		for (int h = 0; h < 2; h++) {
+			float top = m[h];
+#pragma unroll
+			for (int n = 0; n < KT / 8; n++) top = fmaxf(top, fmaxf(sc[n][2 * h], sc[n][2 * h + 1]) * p.scale);
+			top = fmaxf(top, __shfl_xor_sync(~0u, top, 1));
+			top = fmaxf(top, __shfl_xor_sync(~0u, top, 2));
+			shrink[h] = exp2_fast(m[h] - top);
+			m[h] = top;
+			l[h] *= shrink[h];
+#pragma unroll
+			for (int n = 0; n < KT / 8; n++) {
+				sc[n][2 * h] = exp2_fast(fmaf(sc[n][2 * h], p.scale, -top));
+				sc[n][2 * h + 1] = exp2_fast(fmaf(sc[n][2 * h + 1], p.scale, -top));
+				l[h] += sc[n][2 * h] + sc[n][2 * h + 1];
+			}
+		}
+#pragma unroll
+		for (int n = 0; n < 2 * KS; n++) {
+			o[n][0] *= shrink[0];
+			o[n][1] *= shrink[0];
+			o[n][2] *= shrink[1];
+			o[n][3] *= shrink[1];
+		}
+#pragma unroll
+		for (int k = 0; k < KT / 16; k++) {
+			u32 a[4] = {pack_bf16(sc[2 * k][0], sc[2 * k][1]), pack_bf16(sc[2 * k][2], sc[2 * k][3]),
+			            pack_bf16(sc[2 * k + 1][0], sc[2 * k + 1][1]), pack_bf16(sc[2 * k + 1][2], sc[2 * k + 1][3])};
+#pragma unroll
+			for (int n = 0; n < KS; n++) {
+				u32 b[4];  // dims 16n..16n+7: tokens lo, hi; then 16n+8..
+				ldmatrix4_trans(b, smem_addr(&s.v[16 * k + (lane & 15)][16 * n + (lane >> 4) * 8]));
+				mma_bf16(o[2 * n], a[0], a[1], a[2], a[3], b[0], b[1]);
+				mma_bf16(o[2 * n + 1], a[0], a[1], a[2], a[3], b[2], b[3]);
+			}
+		}
+	}
+#pragma unroll
+	for (int h = 0; h < 2; h++) {
+		l[h] += __shfl_xor_sync(~0u, l[h], 1);
+		l[h] += __shfl_xor_sync(~0u, l[h], 2);
+		const int query = h ? qb : qa;
+		if (query >= len) continue;
+		const float scale = 1.f / l[h];
+		bf16* out = p.out + (size_t)(start + query) * HEADS * HEAD_DIM + head * HEAD_DIM;
+#pragma unroll
+		for (int n = 0; n < 2 * KS; n++) *reinterpret_cast<u32*>(out + 8 * n + 2 * t) = pack_bf16(o[n][2 * h] * scale, o[n][2 * h + 1] * scale);
+	}
+}

@@ -1,0 +1,197 @@
+// gemv_mma: y[m] = epilogue(norm?(x[m]) W^T) for M <= 16 tokens on the matrix units, reading W once at the speed of memory.
+//
+// Shapes: W [N, K] bf16 row-major, x [M, K], y [M, N]. Grid: 1 CTA an SM or fewer, 256 threads = 8 warps that split K; static shared
+// memory. Bytes: 2NK + 2M(K+N), and x once a row block from L1/L2; FLOPs 2MNK. Bound by memory.
+// mma.m16n8k16 with 16 rows of W as A and 8 tokens as B. The order of k is free as long as both operands agree, so lane 4g+t takes
+// the 16 bytes at k+8t of rows g and g+8 and of token g straight from memory: element pairs 0,1 feed one mma, 2,3 the next. No
+// shared memory, no ldmatrix, no special weight layout. A CTA takes BLOCKS row blocks at once, so that x is read once for them; the
+// warps' sums meet in shared memory, in warp order. The first loads of W are issued before the wait on the previous kernel.
+// The sum of squares is the diagonal of X X^T, two more mma a step in the first unit; gamma multiplies x in bf16.
+#include "linear.cuh"
+
+#ifndef BLOCKS
+#error "BLOCKS: blocks of 16 rows that a CTA works on at once, 1..4"
+#endif
+#define THREADS 256
+
+constexpr int WARPS = THREADS / 32;
+constexpr int TILES = ceil_div(M, 8);                  // token tiles
+constexpr int STEPS = ceil_div(ceil_div(K, 32), WARPS);  // steps of 32 k of one warp
+constexpr int DEPTH = max_of(1, min_of((TILES == 1 ? 8 : 6) / BLOCKS, STEPS));  // steps of W in flight
+constexpr int ROUNDS = ceil_div(STEPS, DEPTH);
+constexpr int X_DEPTH = DEPTH % 2 == 0 ? 2 : 1;        // of x, which comes from L1 or L2: a step of W takes longer than its trip
+constexpr int UNIT_ROWS = 16 * BLOCKS;
+constexpr int UNITS = ceil_div(N, UNIT_ROWS);
+constexpr int OUT = EPILOGUE == SWIGLU ? UNIT_ROWS / 2 : UNIT_ROWS;
+constexpr int OUTPUTS = EPILOGUE == SWIGLU ? N / 2 : N;
+constexpr int PER_THREAD = ceil_div(OUT * TILES * 8, THREADS);
+constexpr bool WHOLE = STEPS * WARPS * 32 == K && ROUNDS * DEPTH == STEPS;  // no step runs past K
+static_assert(M <= 16, "more tokens than two tiles");
+static_assert(N >= UNIT_ROWS, "fewer rows than a unit");
+
+// first_output is a unit's first output; the last unit reaches back to stay inside W and drops what others make.
+DEVICE int first_output(int unit) { return OUTPUTS % OUT == 0 ? unit * OUT : min(unit * OUT, OUTPUTS - OUT); }
+
+struct Shared {
+	float sum[2][WARPS][BLOCKS][TILES][16][8];  // two units: one barrier a unit is enough
+	float squares[WARPS][16];
+	float scale[16];
+	uint4 gamma[NORM ? ceil_div(K, 8) : 1];
+	Candidate found[HEAD_FAST == EPILOGUE ? THREADS : 1];
+	Draw draw[HEAD_FAST == EPILOGUE ? 16 : 1];
+};
+
+extern "C" __global__ void __launch_bounds__(THREADS, 2) gemv_mma(const __grid_constant__ Params p) {
+	extern __shared__ uint4 smem[];
+	Shared& sh = *reinterpret_cast<Shared*>(smem);
+	const int tid = threadIdx.x, lane = tid & 31, warp = tid >> 5, g = lane >> 2, t = lane & 3;
+	const int k_lane = warp * STEPS * 32 + t * 8;  // the lane's k in the warp's first step
+	const int first = blockIdx.x, stride = gridDim.x;
+	PDL_LAUNCH();
+
+	auto valid = [&](int step) { return WHOLE || (step < STEPS && k_lane + step * 32 < K); };  // else zeros
+	auto load_w = [&](uint4(&dst)[BLOCKS][2], const bf16* row, int step) {  // row: the lane's first row at the step
+#pragma unroll
+		for (int i = 0; i < BLOCKS * 2; i++) {
+			dst[i / 2][i % 2] = make_uint4(0, 0, 0, 0);
+			if (valid(step)) dst[i / 2][i % 2] = ld_weight(row + i * 8 * K);
+		}
+	};
+	const bf16* w_lane = p.w + (size_t)g * K + k_lane;
+	auto unit_rows = [&](int unit) { return w_lane + (size_t)first_output(unit) * (UNIT_ROWS / OUT) * K; };
+	uint4 w[DEPTH][BLOCKS][2];
+	if (first < UNITS) {
+#pragma unroll
+		for (int d = 0; d < DEPTH; d++) load_w(w[d], unit_rows(first) + d * 32, d);
+	}
+	if (NORM)
+		for (int i = tid; i < K / 8; i += THREADS) sh.gamma[i] = ld16(p.gamma + i * 8);
+	PDL_WAIT();
+	if (NORM) __syncthreads();
+
+	const bf16* x_row[TILES];
+#pragma unroll
+	for (int i = 0; i < TILES; i++) x_row[i] = p.x + (size_t)token_row(p, min(i * 8 + g, p.tokens - 1)) * K + k_lane;
+	auto load_x = [&](uint4(&dst)[TILES], int step) {
+#pragma unroll
+		for (int i = 0; i < TILES; i++) {
+			dst[i] = make_uint4(0, 0, 0, 0);
+			if (valid(step)) dst[i] = ld16(x_row[i] + step * 32);
+		}
+	};
+	uint4 x[X_DEPTH][TILES];
+	if (first < UNITS) {
+#pragma unroll
+		for (int d = 0; d < X_DEPTH; d++) load_x(x[d], d);
+	}
+
+	Best best[PER_THREAD];  // of the rows whose outputs this thread finishes
+	if (EPILOGUE == HEAD_FAST && tid < p.tokens) sh.draw[tid] = draw_of(p.slot_param, p.slot[tid], p.position[tid]);
+
+	float squares[NORM ? TILES : 1][4] = {};
+	int parity = 0;
+	for (int unit = first; unit < UNITS; unit += stride, parity ^= 1) {
+		// Thread i finishes output i / tokens of token i % tokens, and what it adds to is on its way meanwhile.
+		float old[PER_THREAD];
+#pragma unroll
+		for (int i = 0; i < PER_THREAD; i++) {
+			int e = tid + i * THREADS, o = first_output(unit) + e / (TILES * 8), m = e % (TILES * 8);
+			old[i] = 0.f;
+			if ((EPILOGUE == RESIDUAL || EPILOGUE == STORE_BIAS) && e < OUT * TILES * 8 && o >= unit * OUT && m < p.tokens)
+				old[i] = EPILOGUE == RESIDUAL ? to_float(p.y[(size_t)m * N + o]) : to_float(p.bias[o]);
+		}
+		float c[BLOCKS][TILES][4] = {};
+		const int next_unit = unit + stride;
+		const bf16* next = unit_rows(unit);
+#pragma unroll 1
+		for (int round = 0; round < ROUNDS; round++) {
+			const bool last = round + 1 == ROUNDS;
+			const bool more = !last || next_unit < UNITS;
+			const int next_step = last ? 0 : (round + 1) * DEPTH;
+			next = last ? unit_rows(next_unit) : next + DEPTH * 32;
+#pragma unroll
+			for (int d = 0; d < DEPTH; d++) {
+				uint4 xv[TILES];
+#pragma unroll
+				for (int i = 0; i < TILES; i++) xv[i] = x[d % X_DEPTH][i];
+				const bool in_round = d + X_DEPTH < DEPTH;
+				if (in_round || more) load_x(x[d % X_DEPTH], in_round ? round * DEPTH + d + X_DEPTH : next_step + d + X_DEPTH - DEPTH);
+				if (NORM) {
+					if (unit == first) {
+#pragma unroll
+						for (int i = 0; i < TILES; i++) {
+							u32 z0 = TILES == 2 ? xv[1 % TILES].x : 0, z1 = TILES == 2 ? xv[1 % TILES].y : 0;
+							u32 z2 = TILES == 2 ? xv[1 % TILES].z : 0, z3 = TILES == 2 ? xv[1 % TILES].w : 0;
+							mma_bf16(squares[i], xv[0].x, z0, xv[0].y, z1, xv[i].x, xv[i].y);
+							mma_bf16(squares[i], xv[0].z, z2, xv[0].w, z3, xv[i].z, xv[i].w);
+						}
+					}
+					int gi = (k_lane + (round * DEPTH + d) * 32) / 8;
+					uint4 gm = sh.gamma[K % (32 * WARPS * DEPTH) == 0 ? gi : min(gi, K / 8 - 1)];
+#pragma unroll
+					for (int i = 0; i < TILES; i++)
+						xv[i] = make_uint4(mul_bf16x2(xv[i].x, gm.x), mul_bf16x2(xv[i].y, gm.y), mul_bf16x2(xv[i].z, gm.z), mul_bf16x2(xv[i].w, gm.w));
+				}
+#pragma unroll
+				for (int b = 0; b < BLOCKS; b++) {
+					uint4 lo = w[d][b][0], hi = w[d][b][1];
+#pragma unroll
+					for (int i = 0; i < TILES; i++) {
+						mma_bf16(c[b][i], lo.x, hi.x, lo.y, hi.y, xv[i].x, xv[i].y);
+						mma_bf16(c[b][i], lo.z, hi.z, lo.w, hi.w, xv[i].z, xv[i].w);
+					}
+				}
+				if (more) load_w(w[d], next + d * 32, next_step + d);
+			}
+		}
+
+#pragma unroll
+		for (int b = 0; b < BLOCKS; b++)
+#pragma unroll
+			for (int i = 0; i < TILES; i++) {
+				float(&s)[16][8] = sh.sum[parity][warp][b][i];
+				*reinterpret_cast<float2*>(&s[g][2 * t]) = make_float2(c[b][i][0], c[b][i][1]);
+				*reinterpret_cast<float2*>(&s[g + 8][2 * t]) = make_float2(c[b][i][2], c[b][i][3]);
+			}
+		if (NORM && unit == first && g >> 1 == t) {  // the diagonal: token g at column 2t or 2t+1
+			sh.squares[warp][g] = g & 1 ? squares[0][1] : squares[0][0];
+			if (TILES == 2) sh.squares[warp][8 + g] = g & 1 ? squares[TILES - 1][3] : squares[TILES - 1][2];
+		}
+		__syncthreads();
+		if (NORM && unit == first) {
+			if (tid < 8 * TILES) {
+				float ss = 0.f;
+				for (int i = 0; i < WARPS; i++) ss += sh.squares[i][tid];
+				sh.scale[tid] = rsqrtf(ss * (1.f / K) + RMS_EPS);
+			}
+			__syncthreads();
+		}
+#pragma unroll
+		for (int i = 0; i < PER_THREAD; i++) {
+			int e = tid + i * THREADS, r = e / (TILES * 8), m = e % (TILES * 8), o = first_output(unit) + r;
+			if (e >= OUT * TILES * 8 || o < unit * OUT || m >= p.tokens) continue;
+			float scale = NORM ? sh.scale[m] : 1.f;
+			auto total = [&](int block, int row) {
+				float s = 0.f;
+#pragma unroll
+				for (int j = 0; j < WARPS; j++) s += sh.sum[parity][j][block][m / 8][row][m % 8];
+				return s * scale;
+			};
+			float value = EPILOGUE == SWIGLU ? swiglu(total(r / 8, r % 8), total(r / 8, r % 8 + 8)) : total(r / 16, r % 16);
+			if (EPILOGUE == HEAD_FAST) best[i].add(sh.draw[m], value, o);
+			else if (EPILOGUE == HEAD_LOGITS) p.logits[(size_t)m * N + o] = value;
+			else p.y[(size_t)m * OUTPUTS + o] = to_bf16(value + old[i]);
+		}
+	}
+
+	if (EPILOGUE == HEAD_FAST) {
+#pragma unroll
+		for (int i = 1; i < PER_THREAD; i++) best[0].merge(Candidate{best[i].score, best[i].token});
+		sh.found[tid] = Candidate{best[0].score, best[0].token};
+		__syncthreads();
+		if (tid < p.tokens) {  // THREADS is a multiple of the tokens, so thread i holds token i % tokens
+			for (int i = tid + TILES * 8; i < THREADS; i += TILES * 8) best[0].merge(sh.found[i]);
+			p.best[(size_t)tid * gridDim.x + blockIdx.x] = Candidate{best[0].score, best[0].token};
+		}
+	}
+}

@@ -1,0 +1,24 @@
+// What the host tells the device for a step, and what the device keeps for a sequence. The Go mirror of Plan is engine/cuda/plan.go.
+#pragma once
+#include "ptx.cuh"
+
+struct SlotParams {  // one sequence's sampling, written by start
+	u64 seed;
+	float temperature;  // 0 is greedy
+	float top_p, min_p;
+	float repetition, presence, frequency;
+	i32 top_k, num_bias;
+	u32 flags;  // PENALTIES | LOGPROBS
+	i32 top_logprobs;
+	u32 pad[2];
+};
+static_assert(sizeof(SlotParams) == 56, "SlotParams is mirrored in Go");
+
+enum SlotFlags : u32 { SLOT_PENALTIES = 1, SLOT_LOGPROBS = 2 };
+
+struct TokenBias { i32 token; float bias; };
+struct TokenLogProb { i32 token; float logprob; };
+struct Sampled { i32 token; float logprob; u32 flags; u32 pad; };  // flags: SAMPLED_NONFINITE
+enum SampledFlags : u32 { SAMPLED_NONFINITE = 1 };
+
+struct Update { u32 slot, index, page; };  // page_table[slot][index] = page

@@ -1,0 +1,157 @@
+// Types, bf16 arithmetic and every line of inline PTX. No CUDA header is included: NVRTC's built-ins are enough, so an engine
+// needs libnvrtc alone. Paths for one architecture are guarded here; the kernels call the same names everywhere.
+#pragma once
+
+typedef unsigned char u8;
+typedef unsigned short u16;
+typedef unsigned int u32;
+typedef unsigned long long u64;
+typedef int i32;
+typedef long long i64;
+
+struct bf16 { u16 bits; };  // bfloat16 as stored
+
+#ifndef __CUDA_ARCH__
+#define ARCH 0
+#else
+#define ARCH __CUDA_ARCH__
+#endif
+
+#define DEVICE __device__ __forceinline__
+
+// Both kinds, as sizes of arrays and in code: NVRTC takes a bare constexpr function for a host one.
+__host__ __device__ constexpr int ceil_div(int a, int b) { return (a + b - 1) / b; }
+__host__ __device__ constexpr int min_of(int a, int b) { return a < b ? a : b; }
+__host__ __device__ constexpr int max_of(int a, int b) { return a > b ? a : b; }
+
+// ---- bf16 ----
+DEVICE float bf16_lo(u32 pair) { return __uint_as_float(pair << 16); }
+DEVICE float bf16_hi(u32 pair) { return __uint_as_float(pair & 0xFFFF0000u); }
+DEVICE float to_float(bf16 v) { return __uint_as_float((u32)v.bits << 16); }
+DEVICE u32 pack_bf16(float lo, float hi) {
+	u32 d;
+	asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(d) : "f"(hi), "f"(lo));
+	return d;
+}
+DEVICE bf16 to_bf16(float v) { return bf16{(u16)pack_bf16(v, 0.f)}; }
+DEVICE float round_bf16(float v) { return __uint_as_float(pack_bf16(v, 0.f) << 16); }
+DEVICE u32 mul_bf16x2(u32 a, u32 b) {  // a*b - 0: one rounding, and it exists on sm_80
+	u32 d;
+	asm("fma.rn.bf16x2 %0, %1, %2, %3;" : "=r"(d) : "r"(a), "r"(b), "r"(0x80008000u));
+	return d;
+}
+
+// ---- programmatic dependent launch ----
+// PDL_LAUNCH lets the next kernel's CTAs start as soon as there is room; PDL_WAIT returns when every earlier kernel has finished and
+// its writes are visible. Between the two a kernel may read only what no kernel of the step writes.
+DEVICE void pdl_launch() {
+#if ARCH >= 900
+	asm volatile("griddepcontrol.launch_dependents;");
+#endif
+}
+DEVICE void pdl_wait() {
+#if ARCH >= 900
+	asm volatile("griddepcontrol.wait;" ::: "memory");
+#endif
+}
+#define PDL_LAUNCH() pdl_launch()
+#define PDL_WAIT() pdl_wait()
+
+// ---- global memory ----
+DEVICE uint4 ld_weight(const void* p) {  // read once by one CTA: not worth a line of L1
+	uint4 v;
+	asm volatile("ld.global.nc.L1::no_allocate.L2::128B.v4.u32 {%0,%1,%2,%3}, [%4];" : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w) : "l"(p));
+	return v;
+}
+DEVICE uint4 ld16(const void* p) {
+	uint4 v;
+	asm volatile("ld.global.v4.u32 {%0,%1,%2,%3}, [%4];" : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w) : "l"(p) : "memory");
+	return v;
+}
+DEVICE uint2 ld8(const void* p) {
+	uint2 v;
+	asm volatile("ld.global.v2.u32 {%0,%1}, [%2];" : "=r"(v.x), "=r"(v.y) : "l"(p) : "memory");
+	return v;
+}
+DEVICE u32 ld4(const void* p) {
+	u32 v;
+	asm volatile("ld.global.u32 %0, [%1];" : "=r"(v) : "l"(p) : "memory");
+	return v;
+}
+DEVICE u16 ld2(const void* p) {
+	u16 v;
+	asm volatile("ld.global.u16 %0, [%1];" : "=h"(v) : "l"(p) : "memory");
+	return v;
+}
+// The loads below see what other CTAs of this launch or kernels before the wait have written to L2: they leave L1 alone.
+DEVICE uint4 ld16_l2(const void* p) {
+	uint4 v;
+	asm volatile("ld.global.L1::no_allocate.L2::128B.v4.u32 {%0,%1,%2,%3}, [%4];" : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w) : "l"(p) : "memory");
+	return v;
+}
+DEVICE uint2 ld8_l2(const void* p) {
+	uint2 v;
+	asm volatile("ld.global.L1::no_allocate.v2.u32 {%0,%1}, [%2];" : "=r"(v.x), "=r"(v.y) : "l"(p) : "memory");
+	return v;
+}
+DEVICE u32 ld4_l2(const void* p) {
+	u32 v;
+	asm volatile("ld.global.cg.u32 %0, [%1];" : "=r"(v) : "l"(p) : "memory");
+	return v;
+}
+DEVICE float ldf_l2(const float* p) { return __uint_as_float(ld4_l2(p)); }
+DEVICE void st16(void* p, uint4 v) { *reinterpret_cast<uint4*>(p) = v; }
+DEVICE u32 ld_host(const void* p) {  // pinned host memory that changes between launches
+	u32 v;
+	asm volatile("ld.relaxed.sys.global.u32 %0, [%1];" : "=r"(v) : "l"(p) : "memory");
+	return v;
+}
+DEVICE void st_host_release(u64* p, u64 v) { asm volatile("st.release.sys.global.u64 [%0], %1;" ::"l"(p), "l"(v) : "memory"); }
+DEVICE u32 atom_inc_acq_rel(u32* p) {
+	u32 v;
+	asm volatile("atom.acq_rel.gpu.global.add.u32 %0, [%1], 1;" : "=r"(v) : "l"(p) : "memory");
+	return v;
+}
+DEVICE void prefetch_l2(const void* p) { asm volatile("prefetch.global.L2 [%0];" ::"l"(p)); }
+
+// ---- shared memory ----
+DEVICE u32 smem_addr(const void* p) { return (u32)__cvta_generic_to_shared(p); }
+DEVICE void cp_async16(u32 dst, const void* src, bool valid) {  // zero-fills where not valid
+	asm volatile("cp.async.cg.shared.global.L2::128B [%0], [%1], 16, %2;" ::"r"(dst), "l"(src), "r"(valid ? 16 : 0) : "memory");
+}
+DEVICE void cp_async_commit() { asm volatile("cp.async.commit_group;" ::: "memory"); }
+template <int PENDING> DEVICE void cp_async_wait() { asm volatile("cp.async.wait_group %0;" ::"n"(PENDING) : "memory"); }
+DEVICE void ldmatrix4(u32 (&r)[4], u32 addr) {
+	asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0,%1,%2,%3}, [%4];" : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3]) : "r"(addr) : "memory");
+}
+DEVICE void ldmatrix4_trans(u32 (&r)[4], u32 addr) {
+	asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0,%1,%2,%3}, [%4];" : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3]) : "r"(addr) : "memory");
+}
+
+// ---- matrix units ----
+// mma_bf16 adds A[16,16] B[16,8] to C. Lane 4g+t holds A rows g, g+8 at k 2t,2t+1 (a0, a1) and 2t+8,2t+9 (a2, a3), B column g at
+// k 2t,2t+1 (b0) and 2t+8,2t+9 (b1), C rows g (c0, c1) and g+8 (c2, c3) at columns 2t, 2t+1.
+DEVICE void mma_bf16(float (&c)[4], u32 a0, u32 a1, u32 a2, u32 a3, u32 b0, u32 b1) {
+	asm volatile("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
+	             : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
+	             : "r"(a0), "r"(a1), "r"(a2), "r"(a3), "r"(b0), "r"(b1));
+}
+
+// ---- math ----
+DEVICE float exp2_fast(float v) {
+	float d;
+	asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(d) : "f"(v));
+	return d;
+}
+
+// ---- warp ----
+DEVICE float warp_sum(float v) {
+#pragma unroll
+	for (int o = 16; o; o >>= 1) v += __shfl_xor_sync(~0u, v, o);
+	return v;
+}
+DEVICE float warp_max(float v) {
+#pragma unroll
+	for (int o = 16; o; o >>= 1) v = fmaxf(v, __shfl_xor_sync(~0u, v, o));
+	return v;
+}

@@ -1,0 +1,40 @@
+// rope_kv: for the tokens of prefill rows, QK-norm and RoPE in place in qkv, and K and V into their pages.
+// Grid: tokens, 256 threads, a warp a head at a time. Bytes: 4 QKV_N a token and the K, V written.
+#include "attention.cuh"
+
+#define THREADS 256
+
+struct Params {
+	bf16* qkv;            // [tokens, QKV_N]
+	bf16* kv;             // the layer's cache
+	const bf16* qnorm;    // [HEAD_DIM], QK_NORM
+	const bf16* knorm;
+	const float2* rope;   // [positions, HEAD_DIM/2]
+	const i32* tok_pos;   // [tokens]
+	const i32* tok_slot;  // [tokens], -1: padding
+	const i32* page_table;
+	i32 first;            // token of CTA 0: decode rows come before
+	i32 pad;
+};
+
+extern "C" __global__ void __launch_bounds__(THREADS) rope_kv(const __grid_constant__ Params p) {
+	const int lane = threadIdx.x & 31, warp = threadIdx.x >> 5, token = p.first + blockIdx.x;
+	PDL_LAUNCH();
+	PDL_WAIT();
+	const i32 slot = p.tok_slot[token], pos = p.tok_pos[token];
+	if (slot < 0) return;
+	bf16* x = p.qkv + (size_t)token * QKV_N;
+	const i32 page = p.page_table[(size_t)slot * MAX_PAGES + pos / PAGE];
+	float2 cs[PAIRS];
+	load_rope(cs, p.rope, pos, lane);
+	for (int h = warp; h < HEADS + 2 * KV_HEADS; h += THREADS / 32) {
+		HeadPairs v = load_head(x + h * HEAD_DIM, lane);
+		if (h < HEADS + KV_HEADS) rotate(v, h < HEADS ? p.qnorm : p.knorm, cs, lane);
+		if (h < HEADS) {
+			store_head(x + h * HEAD_DIM, v, lane);
+			continue;
+		}
+		const bool is_v = h >= HEADS + KV_HEADS;
+		store_head(p.kv + kv_offset(page, is_v, h - HEADS - (is_v ? KV_HEADS : 0), pos % PAGE), v, lane);
+	}
+}

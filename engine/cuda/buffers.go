@@ -13,7 +13,7 @@ type buffers struct {
 	// Pinned host memory, as the device sees it.
 	Plan   [2]ptr // the step's plan; copy step&1 is the running step's
 	Ring   ptr    // results, ringEntries entries of ringLayout.size bytes
-	Starts ptr    // input of the start kernel, two copies like Plan's
+	Starts [2]ptr // input of the start kernel; the copies go like Plan's
 
 	// State that lives from step to step.
 	Step      ptr // u64: number of steps published
@@ -42,6 +42,8 @@ type buffers struct {
 	// Weights that do not belong to a layer.
 	Rope              ptr // float2 (cos, sin) [MaxContext, Dim/2]
 	Embed, Head, Norm ptr
+
+	blasWorkspace ptr
 }
 
 // layerWeights are the weights of one layer.

@@ -10,7 +10,11 @@ static CUresult instantiate(void **exec, void *g) { return cuGraphInstantiateWit
 static CUresult graphNodes(void *g, size_t *n) { return cuGraphGetNodes((CUgraph)g, NULL, n); }
 static CUresult graphDestroy(void *g) { return cuGraphDestroy((CUgraph)g); }
 static CUresult upload(void *e, void *s) { return cuGraphUpload((CUgraphExec)e, (CUstream)s); }
-static CUresult graphLaunch(void *e, void *s) { return cuGraphLaunch((CUgraphExec)e, (CUstream)s); }
+// The context is set here, so that a step is one call whatever thread the caller's goroutine is on.
+static CUresult graphLaunch(void *c, void *e, void *s) {
+	CUresult r = cuCtxSetCurrent((CUcontext)c);
+	return r ? r : cuGraphLaunch((CUgraphExec)e, (CUstream)s);
+}
 static CUresult execDestroy(void *e) { return cuGraphExecDestroy((CUgraphExec)e); }
 static CUresult execUpdate(void *e, void *g) {
 #if CUDA_VERSION >= 12000
@@ -21,17 +25,22 @@ static CUresult execUpdate(void *e, void *g) {
 	return cuGraphExecUpdate((CUgraphExec)e, (CUgraph)g, &n, &result);
 #endif
 }
-static CUresult query(void *s) { return cuStreamQuery((CUstream)s); }
+static CUresult query(void *c, void *s) {
+	CUresult r = cuCtxSetCurrent((CUcontext)c);
+	return r ? r : cuStreamQuery((CUstream)s);
+}
 */
 import "C"
 
 import "unsafe"
 
-func (s Stream) raw() unsafe.Pointer { return unsafe.Pointer(s.s.C()) }
+func (c *Context) raw() unsafe.Pointer { return *(*unsafe.Pointer)(unsafe.Pointer(&c.ctx)) } // cu.CUContext is a struct of one handle
+func (s Stream) raw() unsafe.Pointer   { return unsafe.Pointer(s.s.C()) }
 
-// Query tells whether the stream is empty. A kernel's fault comes back as an error.
-func (s Stream) Query() (idle bool, err error) {
-	r := C.query(s.raw())
+// Query tells whether s, a stream of the context, is empty. A kernel's fault comes back as an error. The calling thread need not
+// be bound.
+func (c *Context) Query(s Stream) (idle bool, err error) {
+	r := C.query(c.raw(), s.raw())
 	if r == C.CUDA_ERROR_NOT_READY {
 		return false, nil
 	}
@@ -93,9 +102,9 @@ func (g *Graph) Update(s Stream, enqueue func() error) error {
 	return check("cuGraphExecUpdate", C.execUpdate(g.exec, graph))
 }
 
-// Launch enqueues the graph.
-func (g *Graph) Launch(s Stream) error {
-	return check("cuGraphLaunch", C.graphLaunch(g.exec, s.raw()))
+// Launch enqueues a graph on s, a stream of the context, in one call. The calling thread need not be bound.
+func (c *Context) Launch(g *Graph, s Stream) error {
+	return check("cuGraphLaunch", C.graphLaunch(c.raw(), g.exec, s.raw()))
 }
 
 // Destroy frees the graph; a running launch ends first.

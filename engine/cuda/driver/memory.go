@@ -9,6 +9,13 @@ static CUresult hostAlloc(void **host, CUdeviceptr *device, size_t bytes, unsign
 	if (r == CUDA_SUCCESS && (flags & CU_MEMHOSTALLOC_DEVICEMAP)) r = cuMemHostGetDevicePointer(device, *host, 0);
 	return r;
 }
+static CUresult copy2D(CUdeviceptr dst, size_t pitch, const void *src, size_t width, size_t height, void *stream) {
+	CUDA_MEMCPY2D c = {0};
+	c.srcMemoryType = CU_MEMORYTYPE_HOST; c.srcHost = src; c.srcPitch = width;
+	c.dstMemoryType = CU_MEMORYTYPE_DEVICE; c.dstDevice = dst; c.dstPitch = pitch;
+	c.WidthInBytes = width; c.Height = height;
+	return cuMemcpy2DAsync(&c, (CUstream)stream);
+}
 */
 import "C"
 
@@ -41,6 +48,12 @@ func CopyToDevice(dst Ptr, src []byte, s Stream) error {
 		return nil
 	}
 	return wrap("cuMemcpyHtoDAsync", cu.MemcpyHtoDAsync(dst, unsafe.Pointer(&src[0]), int64(len(src)), s.s))
+}
+
+// CopyToDevice2D copies rows of width bytes that lie one behind the other in src to places pitch bytes apart, from pinned memory,
+// and does not wait.
+func CopyToDevice2D(dst Ptr, pitch int64, src []byte, width int, s Stream) error {
+	return check("cuMemcpy2DAsync", C.copy2D(C.CUdeviceptr(dst), C.size_t(pitch), unsafe.Pointer(&src[0]), C.size_t(width), C.size_t(len(src)/width), s.raw()))
 }
 
 // CopyToHost copies to pinned memory and does not wait.

@@ -1,0 +1,307 @@
+//go:build cuda
+
+package cuda
+
+import (
+	"errors"
+	"fmt"
+	"runtime"
+	"time"
+	"unsafe"
+
+	"github.com/tokamak-engine/tokamak/engine/backend"
+	"github.com/tokamak-engine/tokamak/engine/cuda/driver"
+)
+
+// Backend runs a model on a GPU. See [backend.Backend].
+type Backend struct {
+	info    backend.Info
+	device  device
+	shape   shape
+	context *driver.Context
+	stream  driver.Stream
+	blas    *driver.BlasLt
+	memory  []ptr // what alloc gave
+	buffers buffers
+	planner *planner
+
+	compiler  *compiler
+	code      map[unit][]byte
+	functions map[unit]*driver.Function
+	graphs    map[stepShape]*driver.Graph
+	eager     map[stepShape][]node // decode steps without a graph
+	noGraph   bool
+	openTime  time.Duration
+
+	pinned pinned
+
+	// Owned by the goroutine that calls the methods.
+	slots    []slot
+	inBatch  []bool
+	launched backend.StepID // id of the next step to launch
+	awaited  backend.StepID // id of the next step to await
+	steps    [backend.MaxInFlight]step
+	closed   bool
+	failure  error
+}
+
+var _ backend.Backend = (*Backend)(nil)
+
+// slot is what the host knows of a sequence on the device.
+type slot struct {
+	started, hasToken bool
+	full              bool // its sampling needs stored logits
+	logProbs          bool
+	top               int // TopLogProbs
+	pages             int // entries of its page table that the device has
+}
+
+// Stats counts what a backend did since it was opened.
+type Stats struct {
+	CompiledKernels, CachedKernels, DamagedKernels int64 // made, taken from the cache, made again as the cache was damaged
+	Graphs                                         int
+	OpenTime                                       time.Duration
+}
+
+// Stats returns the counters.
+func (b *Backend) Stats() Stats {
+	return Stats{b.compiler.compiled.Load(), b.compiler.cached.Load(), b.compiler.corrupt.Load(), len(b.graphs), b.openTime}
+}
+
+// Info describes the backend.
+func (b *Backend) Info() backend.Info { return b.info }
+
+func (b *Backend) alloc(bytes int64) (ptr, error) {
+	p, err := driver.Alloc(max(bytes, 256))
+	if err == nil {
+		b.memory = append(b.memory, p)
+	}
+	return p, err
+}
+
+// function loads a compiled kernel once.
+func (b *Backend) function(u unit) (*driver.Function, error) {
+	if f := b.functions[u]; f != nil {
+		return f, nil
+	}
+	code, ok := b.code[u]
+	if !ok { // a plan that units did not foresee: correct, but late
+		var err error
+		if code, err = b.compiler.cubin(u); err != nil {
+			return nil, err
+		}
+	}
+	m, err := driver.LoadModule(code)
+	if err != nil {
+		return nil, fmt.Errorf("load kernel %s: %w", u, err)
+	}
+	f, err := m.Function(u.Symbol)
+	if err != nil {
+		return nil, err
+	}
+	b.functions[u] = f
+	return f, nil
+}
+
+// launch enqueues one kernel.
+func (b *Backend) launch(o op, s driver.Stream) error {
+	f, err := b.function(o.Unit)
+	if err != nil {
+		return err
+	}
+	if o.Smem > 0 {
+		if err := f.AllowSharedMemory(o.Smem); err != nil {
+			return fmt.Errorf("kernel %s: %d bytes of shared memory: %w", o.Name, o.Smem, err)
+		}
+	}
+	if o.Cluster > 8 {
+		if err := f.AllowWideCluster(); err != nil {
+			return err
+		}
+	}
+	err = f.Launch(s, driver.Geometry{Grid: o.Grid, Block: o.Block, Smem: o.Smem, Cluster: o.Cluster, PDL: o.PDL}, o.Params)
+	if err != nil {
+		return fmt.Errorf("kernel %s (grid %v, block %d, %d bytes of shared memory): %w", o.Name, o.Grid, o.Block, o.Smem, err)
+	}
+	return nil
+}
+
+// enqueue puts nodes on the stream, one by one.
+func (b *Backend) enqueue(nodes []node) error {
+	for i := range nodes {
+		var err error
+		switch n := &nodes[i]; {
+		case n.op != nil:
+			err = b.launch(*n.op, b.stream)
+		case n.gemm != nil:
+			err = b.blas.Run(*n.gemm, b.stream)
+		case n.hook != nil:
+			err = n.hook()
+		}
+		if err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// graph is the decode step of a padded shape, captured at its first use.
+func (b *Backend) graph(st stepShape) (*driver.Graph, error) {
+	if g := b.graphs[st]; g != nil {
+		return g, nil
+	}
+	nodes := b.planner.step(st, hooks{})
+	for i := range nodes { // what loads a module or asks cuBLASLt is done outside of the capture
+		if err := b.ready(&nodes[i]); err != nil {
+			return nil, err
+		}
+	}
+	g, err := driver.Capture(b.stream, func() error { return b.enqueue(nodes) })
+	if err != nil {
+		return nil, fmt.Errorf("capture the graph for %d rows: %w", st.rows, err)
+	}
+	b.graphs[st] = g
+	return g, nil
+}
+
+func (b *Backend) ready(n *node) error {
+	switch {
+	case n.op != nil:
+		f, err := b.function(n.op.Unit)
+		if err != nil {
+			return err
+		}
+		return f.AllowSharedMemory(n.op.Smem)
+	case n.gemm != nil:
+		return b.blas.Plan(*n.gemm)
+	}
+	return nil
+}
+
+// Launch checks batch and enqueues it. A batch that is refused leaves the backend as it was.
+func (b *Backend) Launch(batch *backend.Batch) (backend.StepID, error) {
+	if err := b.usable(); err != nil {
+		return 0, err
+	}
+	if b.launched-b.awaited == backend.MaxInFlight {
+		return 0, backend.ErrTooManySteps
+	}
+	if err := b.check(batch); err != nil {
+		return 0, err
+	}
+	id := b.launched
+	st := &b.steps[id%backend.MaxInFlight]
+	shape, err := b.fill(batch, st, id)
+	if err == nil {
+		err = b.submit(batch, st, shape)
+	}
+	if err != nil {
+		b.failure = fmt.Errorf("step %d: %w", id, err)
+		return 0, b.failure
+	}
+	b.launched++
+	return id, nil
+}
+
+// submit enqueues a filled step: a graph if it is a plain decode step, else kernel by kernel.
+func (b *Backend) submit(batch *backend.Batch, st *step, shape stepShape) error {
+	plain := shape.decodeOnly() && !st.logits && st.targets == 0
+	if plain && !st.starts && !st.masks && !b.noGraph {
+		if g := b.graphs[shape.padded()]; g != nil {
+			return b.context.Launch(g, b.stream)
+		}
+	}
+	runtime.LockOSThread()
+	defer runtime.UnlockOSThread()
+	if err := b.context.Bind(); err != nil {
+		return err
+	}
+	if st.starts {
+		if err := b.start(batch, st); err != nil {
+			return err
+		}
+	}
+	if st.masks {
+		if err := b.copyMasks(st); err != nil {
+			return err
+		}
+	}
+	shape = shape.padded()
+	if !plain {
+		h, err := b.hooks(batch, st)
+		if err != nil {
+			return err
+		}
+		return b.enqueue(b.planner.step(shape, h))
+	}
+	if b.noGraph {
+		nodes := b.eager[shape]
+		if nodes == nil {
+			nodes = b.planner.step(shape, hooks{})
+			b.eager[shape] = nodes
+		}
+		return b.enqueue(nodes)
+	}
+	g, err := b.graph(shape)
+	if err != nil {
+		return err
+	}
+	return b.context.Launch(g, b.stream)
+}
+
+// Wait fills out with the results of step id, which must be the oldest one not awaited.
+func (b *Backend) Wait(id backend.StepID, out *backend.Result) error {
+	if err := b.usable(); err != nil {
+		return err
+	}
+	if id != b.awaited || id == b.launched {
+		return fmt.Errorf("wait for step %d: steps %d..%d are in flight, the first of them is next", id, b.awaited, b.launched-1)
+	}
+	if err := b.await(id); err != nil {
+		b.failure = fmt.Errorf("step %d: %w", id, err)
+		return b.failure
+	}
+	b.awaited++
+	b.collect(&b.steps[id%backend.MaxInFlight], id, out)
+	return nil
+}
+
+func (b *Backend) usable() error {
+	if b.closed {
+		return backend.ErrClosed
+	}
+	return b.failure
+}
+
+// Close waits for launched steps and frees the device.
+func (b *Backend) Close() error {
+	if b.closed {
+		return nil
+	}
+	b.closed = true
+	runtime.LockOSThread()
+	defer runtime.UnlockOSThread()
+	err := b.context.Bind()
+	var fault *CUDAError
+	sync := b.stream.Synchronize()
+	if b.failure == nil || !errors.As(b.failure, &fault) {
+		err = errors.Join(err, sync) // a fault was told already
+	}
+	for _, g := range b.graphs {
+		g.Destroy()
+	}
+	if b.blas != nil {
+		b.blas.Close()
+	}
+	for _, p := range b.memory {
+		driver.Free(p)
+	}
+	b.pinned.free()
+	b.stream.Destroy()
+	return errors.Join(err, b.context.Close())
+}
+
+// bytesOf is v's memory.
+func bytesOf[T any](v []T) []byte {
+	return unsafe.Slice((*byte)(unsafe.Pointer(unsafe.SliceData(v))), len(v)*int(unsafe.Sizeof(*new(T))))
+}

@@ -1,0 +1,177 @@
+//go:build cuda
+
+package cuda
+
+import (
+	"fmt"
+	"maps"
+	"os"
+	"regexp"
+	"runtime"
+	"slices"
+	"strconv"
+	"strings"
+	"sync"
+	"testing"
+
+	"github.com/stretchr/testify/assert"
+	"github.com/stretchr/testify/require"
+	"golang.org/x/sync/errgroup"
+
+	"github.com/tokamak-engine/tokamak/engine/cuda/driver"
+	"github.com/tokamak-engine/tokamak/engine/kernels"
+)
+
+// testShapes are the models whose kernels are compiled: every family, head size, and awkward sizes.
+func testShapes() map[string]shape {
+	common := shape{Eps: 1e-5, Page: 64, MaxRows: 256, MaxTokens: 8192, MaxContext: 8192, MaxPages: 128, NumPages: 1024, Layers: 2}
+	with := func(f func(s *shape)) shape { s := common; f(&s); return s }
+	return map[string]shape{
+		"llama-8b": with(func(s *shape) {
+			s.Hidden, s.Inter, s.Heads, s.KVHeads, s.Dim, s.Vocab = 4096, 14336, 32, 8, 128, 128256
+		}),
+		"llama-1b": with(func(s *shape) {
+			s.Hidden, s.Inter, s.Heads, s.KVHeads, s.Dim, s.Vocab, s.TiedHead = 2048, 8192, 32, 8, 64, 128256, true
+		}),
+		"qwen3-8b": with(func(s *shape) {
+			s.Hidden, s.Inter, s.Heads, s.KVHeads, s.Dim, s.Vocab, s.QKNorm, s.Eps = 4096, 12288, 32, 8, 128, 151936, true, 1e-6
+		}),
+		"qwen2.5-7b": with(func(s *shape) {
+			s.Hidden, s.Inter, s.Heads, s.KVHeads, s.Dim, s.Vocab, s.QKVBias = 3584, 18944, 28, 4, 128, 152064, true
+		}),
+		"smollm2-135m": with(func(s *shape) {
+			s.Hidden, s.Inter, s.Heads, s.KVHeads, s.Dim, s.Vocab, s.TiedHead = 576, 1536, 9, 3, 64, 49152, true
+		}),
+		"tiny-window": with(func(s *shape) {
+			s.Hidden, s.Inter, s.Heads, s.KVHeads, s.Dim, s.Vocab, s.Window, s.Page, s.MaxPages = 64, 176, 4, 2, 16, 515, 40, 16, 32
+		}),
+	}
+}
+
+var testDevices = map[string]device{
+	"sm_80": {Name: "A100", SM: 80, SMs: 108, L2Bytes: 40 << 20, MaxSmem: 163 << 10}, "sm_86": {Name: "A10", SM: 86, SMs: 72, L2Bytes: 6 << 20, MaxSmem: 99 << 10},
+	"sm_89": {Name: "L4", SM: 89, SMs: 58, L2Bytes: 48 << 20, MaxSmem: 99 << 10}, "sm_90": {Name: "H200", SM: 90, SMs: 132, L2Bytes: 50 << 20, MaxSmem: 227 << 10},
+	"sm_100": {Name: "B200", SM: 100, SMs: 148, L2Bytes: 126 << 20, MaxSmem: 227 << 10}, "sm_120": {Name: "RTX 5090", SM: 120, SMs: 170, L2Bytes: 96 << 20, MaxSmem: 99 << 10},
+}
+
+// allUnits is what an engine compiles at Open.
+func allUnits(d device, s shape) []unit {
+	p := &planner{device: d, shape: s, buffers: &buffers{}, layers: make([]layerWeights, 1)}
+	units := p.units()
+	for way := range readProbes {
+		units = append(units, readProbeOp(d, 0, 0, 0, way).Unit)
+	}
+	return append(units, unit{File: "fill.cu", Symbol: "fill"}, unit{File: "rope_table.cu", Symbol: "rope_table"})
+}
+
+// spillsAllowed lists kernels that may use local memory, with the reason.
+var spillsAllowed = map[string]string{
+	"rope_table": "sincos in fp64 reduces large angles in local memory; it runs once, at start",
+}
+
+var resourceLine = regexp.MustCompile(`(\d+) bytes stack frame, (\d+) bytes spill stores, (\d+) bytes spill loads`)
+
+// TestKernelsCompile compiles every kernel to machine code with the engine's own options. For sm_90a it refuses local memory.
+// Without TOKAMAK_KERNELS=all it takes one model; with it, all models, and one model for each other architecture.
+func TestKernelsCompile(t *testing.T) {
+	nvrtc, err := driver.OpenCompiler()
+	if err != nil {
+		t.Skipf("no compiler: %v", err)
+	}
+	all := os.Getenv("TOKAMAK_KERNELS") == "all"
+	for _, name := range slices.Sorted(maps.Keys(testShapes())) {
+		if !all && name != "smollm2-135m" {
+			continue
+		}
+		t.Run("sm_90/"+name, func(t *testing.T) { compileAll(t, nvrtc, testDevices["sm_90"], testShapes()[name], true) })
+	}
+	for _, sm := range slices.Sorted(maps.Keys(testDevices)) {
+		if all && sm != "sm_90" {
+			t.Run(sm, func(t *testing.T) { compileAll(t, nvrtc, testDevices[sm], testShapes()["llama-8b"], false) })
+		}
+	}
+}
+
+func compileAll(t *testing.T, nvrtc *driver.Compiler, d device, s shape, strict bool) {
+	c := newCompiler(d, s, nil)
+	units := allUnits(d, s)
+	var group errgroup.Group
+	group.SetLimit(runtime.GOMAXPROCS(0))
+	var mu sync.Mutex
+	for _, u := range units {
+		group.Go(func() error {
+			source, err := kernels.Source(u.File)
+			if err != nil {
+				return err
+			}
+			_, log, err := nvrtc.Compile(u.File, source, c.headers, append(c.options(u), "--ptxas-options=-v"))
+			if err != nil {
+				return fmt.Errorf("%s: %w", u, err)
+			}
+			mu.Lock()
+			defer mu.Unlock()
+			for _, m := range resourceLine.FindAllStringSubmatch(log, -1) {
+				stack, _ := strconv.Atoi(m[1])
+				stores, _ := strconv.Atoi(m[2])
+				if strict && stack+stores > 0 && spillsAllowed[u.Symbol] == "" {
+					t.Errorf("%s uses local memory: %s", u, m[0])
+				}
+			}
+			for line := range strings.Lines(log) {
+				if strings.Contains(line, "warning") {
+					t.Errorf("%s: %s", u, line)
+				}
+			}
+			return nil
+		})
+	}
+	require.NoError(t, group.Wait())
+	t.Logf("%d kernels for %s", len(units), d.arch())
+}
+
+// TestPlansKeepTheirUnits holds that no step needs a kernel that Open did not compile.
+func TestPlansKeepTheirUnits(t *testing.T) {
+	for name, s := range testShapes() {
+		for _, rows := range []int{1, 5, 16, 100, 256} {
+			s := s
+			s.MaxRows = bucketFor(rows)
+			p := &planner{device: testDevices["sm_90"], shape: s, buffers: &buffers{}, layers: make([]layerWeights, 1)}
+			known := map[unit]bool{}
+			for _, u := range p.units() {
+				known[u] = true
+			}
+			for n := 1; n <= rows; n++ {
+				for _, full := range []bool{false, true} {
+					steps := []stepShape{{rows: n, decode: n, tokens: n, samples: n, full: full}}
+					for _, tokens := range []int{1, 2, 7, 15, 16, 17, 63, 64, 200, 1024} {
+						steps = append(steps, stepShape{rows: 1, tokens: tokens, samples: 1, longest: tokens, full: full}, stepShape{rows: 1, tokens: tokens, longest: tokens},
+							stepShape{rows: n, decode: n - 1, tokens: n - 1 + tokens, samples: n, longest: tokens, full: full})
+					}
+					for _, st := range steps {
+						for _, node := range p.step(st.padded(), hooks{}) {
+							if node.op != nil {
+								require.True(t, known[node.op.Unit], "%s, %d rows at most: %+v needs %s", name, rows, st, node.op.Unit)
+							}
+						}
+					}
+				}
+			}
+		}
+	}
+}
+
+func TestBuckets(t *testing.T) {
+	for _, c := range []struct{ n, want int }{{1, 1}, {5, 6}, {16, 16}, {17, 24}, {129, 160}, {512, 512}, {513, 576}} {
+		assert.Equal(t, c.want, bucketFor(c.n), "%d rows", c.n)
+	}
+	for _, c := range []struct{ in, want stepShape }{
+		{stepShape{rows: 3, decode: 3, tokens: 3, samples: 3}, stepShape{rows: 3, decode: 3, tokens: 3, samples: 3}},
+		{stepShape{rows: 5, decode: 5, tokens: 5, samples: 5}, stepShape{rows: 6, decode: 6, tokens: 6, samples: 6}},
+		{stepShape{rows: 17, decode: 17, tokens: 17, samples: 17}, stepShape{rows: 24, decode: 24, tokens: 24, samples: 24, full: true}},
+		{stepShape{rows: 1, tokens: 5, samples: 1, longest: 5}, stepShape{rows: 1, tokens: 6, samples: 1, longest: 5}},
+		{stepShape{rows: 6, decode: 5, tokens: 105, samples: 5, longest: 100}, stepShape{rows: 6, decode: 5, tokens: 128, samples: 6, longest: 100}},
+		{stepShape{rows: 1, tokens: 100, longest: 100}, stepShape{rows: 1, tokens: 128, longest: 100}},
+	} {
+		assert.Equal(t, c.want, c.in.padded(), "%+v", c.in)
+	}
+}

@@ -1,0 +1,202 @@
+//go:build cuda
+
+package cuda
+
+import (
+	"slices"
+	"strings"
+
+	"github.com/tokamak-engine/tokamak/engine/cuda/driver"
+)
+
+// buckets are the numbers of rows that a decode step is padded to; each has its own graph.
+var buckets = []int{1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128, 160, 192, 224, 256, 320, 384, 448, 512}
+
+const (
+	// gemvRows is the most rows that the streaming kernels take; more go to cuBLASLt.
+	gemvRows = 16
+	// tokenPad is what larger numbers of tokens are padded to, so that cuBLASLt's plans repeat.
+	tokenPad = 64
+	// targetRows is the number of tokens whose log probabilities are computed at a time: they need whole logits.
+	targetRows = 256
+)
+
+// bucketFor is the smallest bucket of at least n rows; past the last, multiples of tokenPad.
+func bucketFor(n int) int {
+	i, _ := slices.BinarySearch(buckets, n)
+	if i < len(buckets) {
+		return buckets[i]
+	}
+	return pad(n, tokenPad)
+}
+
+// node is one piece of a step: a kernel, a matrix product of cuBLASLt, or a hook that enqueues something itself.
+type node struct {
+	op   *op
+	gemm *driver.GEMM
+	hook func() error
+}
+
+// stepShape is all that a step's plan depends on.
+type stepShape struct {
+	rows, decode int // rows in all; decode rows, which come first
+	tokens       int // decode rows count one each
+	samples      int
+	longest      int  // tokens of the longest prefill row
+	full         bool // logits are stored and the full sampler runs
+}
+
+// decodeOnly tells that the step can be a graph.
+func (st stepShape) decodeOnly() bool { return st.decode == st.rows && st.samples == st.rows }
+
+// padded gives the sizes that the step is run at.
+func (st stepShape) padded() stepShape {
+	if st.decodeOnly() {
+		n := bucketFor(st.rows)
+		return stepShape{rows: n, decode: n, tokens: n, samples: n, full: st.full || n > gemvRows}
+	}
+	if st.tokens <= gemvRows {
+		st.tokens = bucketFor(st.tokens)
+	} else {
+		st.tokens = pad(st.tokens, tokenPad)
+	}
+	if st.samples > 0 {
+		st.samples = bucketFor(st.samples)
+	}
+	st.full = st.full || st.samples > gemvRows
+	return st
+}
+
+// planner makes steps of kernels. It needs no device.
+type planner struct {
+	device  device
+	shape   shape
+	buffers *buffers
+	layers  []layerWeights
+	// noPDL takes the programmatic edges out: the same kernels, each started when the one before has ended.
+	noPDL bool
+}
+
+// hooks are put into a step that gives more than tokens. Either may be nil.
+type hooks struct{ beforeHead, beforeSampling func() error }
+
+// step lists what a padded step runs, in order.
+func (p *planner) step(st stepShape, h hooks) []node {
+	d, s, b := p.device, p.shape, p.buffers
+	var nodes []node
+	kernel := func(o op) { nodes = append(nodes, node{op: &o}) }
+	product := func(g driver.GEMM) { nodes = append(nodes, node{gemm: &g}) }
+
+	kernel(advanceOp(d, s, b, max(st.rows, st.samples), st.tokens))
+	kernel(embedOp(d, s, b, st.tokens))
+	for i, l := range p.layers {
+		if st.tokens <= gemvRows {
+			kernel(gemvQKVOp(d, s, b, l, st.tokens))
+		} else {
+			kernel(rmsnormOp(d, s, b, l.Norm1, st.tokens))
+			product(driver.GEMM{M: st.tokens, N: s.qkvDim(), K: s.Hidden, W: l.WQKV, X: b.XN, Y: b.QKV, Bias: l.BQKV})
+		}
+		if st.decode > 0 {
+			kernel(attnDecodeOp(d, s, b, l, i, st.decode))
+		}
+		if st.rows > st.decode {
+			kernel(ropeKVOp(d, s, b, l, i, st.decode, st.tokens))
+			kernel(attnPrefillOp(d, s, b, i, st.decode, st.rows, st.longest))
+		}
+		if st.tokens <= gemvRows {
+			kernel(gemvOOp(d, s, b, l, st.tokens))
+			kernel(gemvGateUpOp(d, s, b, l, st.tokens))
+			kernel(gemvDownOp(d, s, b, l, st.tokens))
+			continue
+		}
+		product(driver.GEMM{M: st.tokens, N: s.Hidden, K: s.qDim(), W: l.WO, X: b.Att, Y: b.X, Accumulate: true})
+		kernel(rmsnormOp(d, s, b, l.Norm2, st.tokens))
+		product(driver.GEMM{M: st.tokens, N: 2 * s.Inter, K: s.Hidden, W: l.WGU, X: b.XN, Y: b.GU})
+		kernel(siluMulOp(d, s, b, st.tokens))
+		product(driver.GEMM{M: st.tokens, N: s.Hidden, K: s.Inter, W: l.WDown, X: b.Act, Y: b.X, Accumulate: true})
+	}
+	if h.beforeHead != nil {
+		nodes = append(nodes, node{hook: h.beforeHead})
+	}
+	nodes = append(nodes, p.head(st, h)...)
+	for i := range nodes {
+		// A kernel may overlap the end of the one before it, but not a library's, whose kernels know nothing of it.
+		if o := nodes[i].op; o != nil && (i == 0 || nodes[i-1].op == nil || p.noPDL) {
+			o.PDL = false
+		}
+	}
+	return nodes
+}
+
+func (p *planner) head(st stepShape, h hooks) []node {
+	d, s, b := p.device, p.shape, p.buffers
+	var nodes []node
+	kernel := func(o op) { nodes = append(nodes, node{op: &o}) }
+	switch {
+	case st.samples == 0:
+	case st.samples <= gemvRows:
+		kernel(gemvHeadOp(d, s, b, st.samples, st.full))
+	default:
+		kernel(gatherNormOp(d, s, b, st.samples))
+		nodes = append(nodes, node{gemm: &driver.GEMM{M: st.samples, N: s.Vocab, K: s.Hidden, W: b.Head, X: b.XS, Y: b.Logits, F32: true}})
+	}
+	if h.beforeSampling != nil {
+		nodes = append(nodes, node{hook: h.beforeSampling})
+	}
+	if st.samples > 0 && !st.full {
+		kernel(sampleFastOp(d, s, b, st.samples))
+		return nodes
+	}
+	if st.samples > 0 {
+		kernel(sampleOp(d, s, b, st.samples))
+	}
+	kernel(publishOp(d, s, b, st.samples))
+	return nodes
+}
+
+// targets lists what computes the log probabilities of Targets[first..first+n-1] from the residual stream, after the layers and
+// before the head: it uses the same buffers.
+func (p *planner) targets(first, n int) []node {
+	d, s, b := p.device, p.shape, p.buffers
+	norm, logprob := normRowsOp(d, s, b, first, n), targetLogprobOp(d, s, b, first, n)
+	norm.PDL, logprob.PDL = false, false
+	return []node{
+		{op: &norm},
+		{gemm: &driver.GEMM{M: pad(n, tokenPad), N: s.Vocab, K: s.Hidden, W: b.Head, X: b.XS, Y: b.Logits, F32: true}},
+		{op: &logprob},
+	}
+}
+
+// units lists every compilation that any step may need.
+func (p *planner) units() []unit {
+	seen := map[unit]bool{}
+	add := func(nodes []node) {
+		for _, n := range nodes {
+			if n.op != nil {
+				seen[n.op.Unit] = true
+			}
+		}
+	}
+	for _, n := range buckets {
+		if n > max(gemvRows, p.shape.MaxRows) {
+			break
+		}
+		for _, full := range []bool{false, true} {
+			if n <= p.shape.MaxRows {
+				add(p.step(stepShape{rows: n, decode: n, tokens: n, samples: n, full: full}.padded(), hooks{}))
+			}
+			samples := min(n, p.shape.MaxRows)
+			add(p.step(stepShape{rows: 2, decode: 1, tokens: n, samples: samples, longest: n, full: full}.padded(), hooks{}))
+			add(p.step(stepShape{rows: 2, decode: 1, tokens: p.shape.MaxTokens, samples: samples, longest: p.shape.MaxTokens, full: full}.padded(), hooks{}))
+		}
+	}
+	add(p.targets(0, targetRows))
+	start := startOp(p.device, p.shape, p.buffers, 1)
+	seen[start.Unit] = true
+	list := make([]unit, 0, len(seen))
+	for u := range seen {
+		list = append(list, u)
+	}
+	slices.SortFunc(list, func(a, b unit) int { return strings.Compare(a.String(), b.String()) })
+	return list
+}

@@ -1,0 +1,383 @@
+//go:build cuda
+
+package cuda
+
+import (
+	"errors"
+	"fmt"
+	"runtime"
+	"sync/atomic"
+	"time"
+	"unsafe"
+
+	"github.com/tokamak-engine/tokamak/engine/backend"
+	"github.com/tokamak-engine/tokamak/engine/cuda/driver"
+)
+
+// pinned is the host memory that the device reads and writes in place. What comes in pairs alternates from step to step: a step
+// is filled while the one before it may still be read.
+type pinned struct {
+	plans  [2]planBlock
+	starts [2]*driver.Pinned
+	ring   *driver.Pinned
+	// Made when first asked for.
+	masks, logits, targets, targetLogProbs [2]*driver.Pinned
+
+	startLayout startLayout
+	ringLayout  ringLayout
+}
+
+// planBlock is one copy of the plan, as Go sees it.
+type planBlock struct {
+	memory                                                *driver.Pinned
+	header                                                []uint32
+	rowSlot, rowPos, rowLen, rowStart, sampleRow, maskRow []int32
+	tok                                                   []int32
+	update                                                []pageUpdate
+}
+
+// pageUpdate sets one entry of a slot's page table; the mirror of Update in plan.cuh.
+type pageUpdate struct{ Slot, Index, Page uint32 }
+
+// view is n values of type T at offset at of p.
+func view[T any](p *driver.Pinned, at, n int) []T {
+	bytes := p.Bytes[at : at+n*int(unsafe.Sizeof(*new(T)))]
+	return unsafe.Slice((*T)(unsafe.Pointer(unsafe.SliceData(bytes))), n)
+}
+
+func (b *Backend) openPinned() (err error) {
+	s, p := b.shape, &b.pinned
+	plan := newPlanLayout(s)
+	p.startLayout, p.ringLayout = newStartLayout(s), newRingLayout(s)
+	for i := range 2 {
+		m, err := driver.AllocPinned(plan.size)
+		if err != nil {
+			return err
+		}
+		p.plans[i] = planBlock{m, view[uint32](m, 0, 8), view[int32](m, plan.rowSlot, s.MaxRows), view[int32](m, plan.rowPos, s.MaxRows),
+			view[int32](m, plan.rowLen, s.MaxRows), view[int32](m, plan.rowStart, s.MaxRows), view[int32](m, plan.sampleRow, s.MaxRows),
+			view[int32](m, plan.maskRow, s.MaxRows), view[int32](m, plan.tok, s.MaxTokens), view[pageUpdate](m, plan.update, plan.maxUpdates)}
+		if p.starts[i], err = driver.AllocPinned(p.startLayout.size); err != nil {
+			return err
+		}
+		b.buffers.Plan[i], b.buffers.Starts[i] = m.Device, p.starts[i].Device
+	}
+	if p.ring, err = driver.AllocPinned(ringEntries * p.ringLayout.size); err != nil {
+		return err
+	}
+	clear(p.ring.Bytes)
+	b.buffers.Ring = p.ring.Device
+	return nil
+}
+
+func (p *pinned) free() {
+	for i := range 2 {
+		for _, m := range []*driver.Pinned{p.plans[i].memory, p.starts[i], p.masks[i], p.logits[i], p.targets[i], p.targetLogProbs[i]} {
+			m.Free()
+		}
+	}
+	p.ring.Free()
+}
+
+// grown is *m with at least bytes; the old memory is of a step that was awaited.
+func grown(m **driver.Pinned, bytes int) (*driver.Pinned, error) {
+	if *m != nil && len((*m).Bytes) >= bytes {
+		return *m, nil
+	}
+	if err := (*m).Free(); err != nil {
+		return nil, err
+	}
+	var err error
+	*m, err = driver.AllocPinned(bytes)
+	return *m, err
+}
+
+// step is what is kept of a launched batch until it is awaited.
+type step struct {
+	index   uint64 // the device's number of it, from 0
+	rows    []stepRow
+	starts  bool // some row has Start
+	masks   bool
+	logits  bool
+	targets int // rows that have Targets
+	maskOf  [][]uint32
+}
+
+// stepRow is one row, in the batch's order.
+type stepRow struct {
+	sample    int // its place among the sampled rows, or -1
+	token     int // its first token's place in the step
+	tokens    int
+	targets   bool
+	logits    bool
+	logProbs  bool
+	top       int
+	logitsRow int // its place among the rows with Logits
+}
+
+// parity is the copy of the pinned blocks that the step uses.
+func (st *step) parity() int { return int(st.index & 1) }
+
+// fill writes the plan of a checked batch, decode rows first, and marks the slots.
+func (b *Backend) fill(batch *backend.Batch, st *step, id backend.StepID) (stepShape, error) {
+	*st = step{index: uint64(id) - 1, rows: append(st.rows[:0], make([]stepRow, len(batch.Rows))...), maskOf: st.maskOf[:0]}
+	plan := &b.pinned.plans[st.parity()]
+	shape := stepShape{rows: len(batch.Rows)}
+	row, token, updates, logitRows := 0, 0, 0, 0
+	for _, prefill := range []bool{false, true} {
+		for i := range batch.Rows {
+			r := &batch.Rows[i]
+			if (len(r.Tokens) > 0) != prefill {
+				continue
+			}
+			s := &b.slots[r.Slot]
+			if r.Start != nil {
+				*s = newSlot(r.Start, b.info.VocabSize)
+				st.starts = true
+			}
+			sr := &st.rows[i]
+			*sr = stepRow{sample: -1, token: token, tokens: r.NumTokens(), targets: r.Targets != nil, logits: r.Logits, logProbs: s.logProbs, top: s.top}
+			plan.rowSlot[row], plan.rowPos[row], plan.rowLen[row], plan.rowStart[row] = int32(r.Slot), int32(r.Position), int32(sr.tokens), int32(token)
+			copy(plan.tok[token:], r.Tokens)
+			for j := s.pages; j < min(len(r.Pages), b.shape.MaxPages); j++ {
+				plan.update[updates] = pageUpdate{uint32(r.Slot), uint32(j), uint32(r.Pages[j])}
+				updates++
+			}
+			s.pages = max(s.pages, min(len(r.Pages), b.shape.MaxPages))
+			if r.Sample || r.Logits {
+				sr.sample = shape.samples
+				plan.sampleRow[sr.sample], plan.maskRow[sr.sample] = int32(row), -1
+				if r.Mask != nil {
+					plan.maskRow[sr.sample] = int32(len(st.maskOf))
+					st.maskOf = append(st.maskOf, r.Mask)
+				}
+				shape.samples++
+				shape.full = shape.full || s.full || r.Mask != nil || r.Logits
+			}
+			if r.Logits {
+				sr.logitsRow = logitRows
+				logitRows++
+			}
+			if r.Targets != nil {
+				st.targets++
+			}
+			if prefill {
+				shape.longest = max(shape.longest, sr.tokens)
+				s.hasToken = r.Sample
+			} else {
+				shape.decode++
+				s.hasToken = s.hasToken || r.Sample
+			}
+			row++
+			token += sr.tokens
+		}
+	}
+	shape.tokens = token
+	st.masks, st.logits = len(st.maskOf) > 0, logitRows > 0
+	copy(plan.header, []uint32{uint32(token), uint32(row), uint32(shape.decode), uint32(shape.samples), uint32(updates), 0, 0, 0})
+	return shape, nil
+}
+
+func newSlot(s *backend.Start, vocabulary int) slot {
+	p := params(&s.Sampling, vocabulary)
+	truncated := p.TopK > 0 || p.TopP < 1 || p.MinP > 0
+	return slot{
+		started: true, logProbs: p.Flags&slotLogProbs != 0, top: int(p.TopLogProbs),
+		full: p.Flags != 0 || p.NumBias > 0 || p.Temperature > 0 && truncated,
+	}
+}
+
+// params is s as the device has it: every option that is off has its neutral value.
+func params(s *backend.Sampling, vocabulary int) slotParams {
+	p := slotParams{Seed: s.Seed, Temperature: s.Temperature, TopP: s.TopP, MinP: s.MinP, Repetition: s.RepetitionPenalty,
+		Presence: s.PresencePenalty, Frequency: s.FrequencyPenalty, TopK: int32(s.TopK), NumBias: int32(len(s.Bias)), TopLogProbs: int32(s.TopLogProbs)}
+	if p.TopP == 0 {
+		p.TopP = 1
+	}
+	if p.Repetition == 0 {
+		p.Repetition = 1
+	}
+	if s.TopK >= vocabulary {
+		p.TopK = 0
+	}
+	if p.Repetition != 1 || p.Presence != 0 || p.Frequency != 0 {
+		p.Flags |= slotPenalties
+	}
+	if s.LogProbs || s.TopLogProbs > 0 {
+		p.Flags |= slotLogProbs
+	}
+	return p
+}
+
+// start enqueues the slots' new state. The prompts of sequences with penalties travel in a pool; one that does not fit waits for
+// a launch of its own.
+func (b *Backend) start(batch *backend.Batch, st *step) error {
+	l, block := b.pinned.startLayout, b.pinned.starts[st.parity()]
+	entries := view[startEntry](block, 0, b.shape.MaxRows)
+	bias := view[backend.TokenBias](block, l.bias, maxBias*b.shape.MaxRows)
+	tokens := view[int32](block, l.tokens, l.maxTokens)
+	n, biased, used := 0, 0, 0
+	flush := func() error {
+		if n == 0 {
+			return nil
+		}
+		err := b.launch(startOp(b.device, b.shape, &b.buffers, n), b.stream)
+		n, biased, used = 0, 0, 0
+		return err
+	}
+	for i := range batch.Rows {
+		r := &batch.Rows[i]
+		if r.Start == nil {
+			continue
+		}
+		p := params(&r.Start.Sampling, b.info.VocabSize)
+		var prompt, output []int32
+		if p.Flags&slotPenalties != 0 {
+			prompt, output = r.Start.Prompt, r.Start.Output
+		}
+		if len(prompt)+len(output) > len(tokens) {
+			return fmt.Errorf("penalties over %d tokens: the CUDA backend takes up to %d", len(prompt)+len(output), len(tokens))
+		}
+		if used+len(prompt)+len(output) > len(tokens) {
+			if err := errors.Join(flush(), b.stream.Synchronize()); err != nil {
+				return err
+			}
+		}
+		e := startEntry{Params: p, Slot: int32(r.Slot), BiasFirst: int32(biased), PromptFirst: int32(used), Prompt: int32(len(prompt)),
+			OutputFirst: int32(used + len(prompt)), Output: int32(len(output))}
+		biased += copy(bias[biased:], r.Start.Sampling.Bias)
+		used += copy(tokens[used:], prompt)
+		used += copy(tokens[used:], output)
+		entries[n] = e
+		n++
+	}
+	return flush()
+}
+
+func (b *Backend) copyMasks(st *step) error {
+	words := b.shape.maskWords()
+	m, err := grown(&b.pinned.masks[st.parity()], 4*words*b.shape.MaxRows)
+	if err != nil {
+		return err
+	}
+	host := view[uint32](m, 0, words*len(st.maskOf))
+	for i, mask := range st.maskOf {
+		copy(host[i*words:], mask)
+	}
+	return driver.CopyToDevice(b.buffers.Mask, m.Bytes[:4*len(host)], b.stream)
+}
+
+// hooks are what a step with Targets or Logits does beside sampling.
+func (b *Backend) hooks(batch *backend.Batch, st *step) (h hooks, err error) {
+	if st.targets > 0 {
+		m, err := grown(&b.pinned.targets[st.parity()], 4*b.shape.MaxTokens)
+		if err != nil {
+			return h, err
+		}
+		out, err := grown(&b.pinned.targetLogProbs[st.parity()], 4*b.shape.MaxTokens)
+		if err != nil {
+			return h, err
+		}
+		targets := view[int32](m, 0, b.shape.MaxTokens)
+		h.beforeHead = func() error {
+			for i := range batch.Rows {
+				copy(targets[st.rows[i].token:], batch.Rows[i].Targets)
+			}
+			if err := driver.CopyToDevice(b.buffers.Targets, m.Bytes, b.stream); err != nil {
+				return err
+			}
+			for _, r := range st.rows {
+				for at := 0; r.targets && at < r.tokens; at += targetRows {
+					if err := b.enqueue(b.planner.targets(r.token+at, min(targetRows, r.tokens-at))); err != nil {
+						return err
+					}
+				}
+			}
+			return driver.CopyToHost(out.Bytes, b.buffers.TargetLogProbs, b.stream)
+		}
+	}
+	if st.logits {
+		rowBytes := 4 * b.shape.Vocab
+		count := 0
+		for _, r := range st.rows {
+			if r.logits {
+				count++
+			}
+		}
+		m, err := grown(&b.pinned.logits[st.parity()], count*rowBytes)
+		if err != nil {
+			return h, err
+		}
+		h.beforeSampling = func() error {
+			for _, r := range st.rows {
+				if !r.logits {
+					continue
+				}
+				if err := driver.CopyToHost(m.Bytes[r.logitsRow*rowBytes:][:rowBytes], b.buffers.Logits+ptr(r.sample*rowBytes), b.stream); err != nil {
+					return err
+				}
+			}
+			return nil
+		}
+	}
+	return h, nil
+}
+
+// await polls the ring until the step's number appears. The device never waits for the host: at most a finished step waits to be
+// seen, while the next one runs.
+func (b *Backend) await(id backend.StepID) error {
+	seq := &view[uint64](b.pinned.ring, b.ringAt(id)+b.pinned.ringLayout.seq, 1)[0]
+	for spins := 1; atomic.LoadUint64(seq) != uint64(id); spins++ {
+		if spins%64 == 0 {
+			runtime.Gosched()
+		}
+		if spins%(1<<14) != 0 {
+			continue
+		}
+		// A kernel's fault would leave the host waiting forever.
+		idle, err := b.context.Query(b.stream)
+		if err != nil {
+			return fmt.Errorf("while the step ran: %w", err)
+		}
+		if idle && atomic.LoadUint64(seq) != uint64(id) {
+			time.Sleep(time.Millisecond) // the store may be on its way
+			if got := atomic.LoadUint64(seq); got != uint64(id) {
+				return fmt.Errorf("the device is idle but published step %d last", got)
+			}
+		}
+	}
+	return nil
+}
+
+func (b *Backend) ringAt(id backend.StepID) int {
+	return int((uint64(id)-1)%ringEntries) * b.pinned.ringLayout.size
+}
+
+// collect reads a finished step's results.
+func (b *Backend) collect(st *step, id backend.StepID, out *backend.Result) {
+	l, at := b.pinned.ringLayout, b.ringAt(id)
+	results := view[sampled](b.pinned.ring, at+l.sampled, b.shape.MaxRows)
+	top := view[backend.TokenLogProb](b.pinned.ring, at+l.top, b.shape.MaxRows*maxTop)
+	for len(out.Rows) < len(st.rows) {
+		out.Rows = append(out.Rows, backend.RowResult{})
+	}
+	out.Rows = out.Rows[:len(st.rows)]
+	for i := range st.rows {
+		r, o := &st.rows[i], &out.Rows[i]
+		*o = backend.RowResult{Top: o.Top[:0], TargetLogProbs: o.TargetLogProbs[:0], Logits: o.Logits[:0]}
+		if r.sample >= 0 {
+			got := results[r.sample]
+			o.Token, o.NonFinite = got.Token, got.Flags&sampledNonFinite != 0
+			if r.logProbs {
+				o.LogProb = got.LogProb
+				o.Top = append(o.Top, top[r.sample*maxTop:][:r.top]...)
+			}
+		}
+		if r.targets {
+			o.TargetLogProbs = append(o.TargetLogProbs, view[float32](b.pinned.targetLogProbs[st.parity()], 4*r.token, r.tokens)...)
+		}
+		if r.logits {
+			o.Logits = append(o.Logits, view[float32](b.pinned.logits[st.parity()], 4*b.shape.Vocab*r.logitsRow, b.shape.Vocab)...)
+		}
+	}
+}

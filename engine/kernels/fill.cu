@@ -1,0 +1,42 @@
+// fill: dummy weights, made in place at start-up.
+//
+// It writes a dummy weight: bf16(scale * hash(i)) as engine/weights.Dummy.At defines it, i counted in the tensor's own
+// [rows, cols]. interleave says where row r of the tensor lies in dst: 0, row r; 1 and 2, the gate and up rows of a matrix
+// interleaved in blocks of 8. Grid: any; block 256. Writes rows*cols*2 bytes.
+#include "ptx.cuh"
+
+struct FillParams {
+	bf16* dst;
+	u64 count;  // rows*cols
+	u32 cols, seed;
+	float step;  // scale / 2^23; 0: every element is `constant`
+	float constant;
+	u32 interleave, pad;
+};
+
+DEVICE float dummy_at(u64 i, u32 seed, float step) {
+	u32 h = ((u32)i * 0x9E3779B1u) ^ ((u32)(i >> 32) * 0x85EBCA77u) ^ seed;
+	h ^= h >> 16;
+	h *= 0x85EBCA6Bu;
+	h ^= h >> 13;
+	h *= 0xC2B2AE35u;
+	h ^= h >> 16;
+	return __fmul_rn((float)((i32)(h >> 8) - (1 << 23)), step);
+}
+
+extern "C" __global__ void __launch_bounds__(256) fill(const __grid_constant__ FillParams p) {
+	const u64 stride = (u64)gridDim.x * blockDim.x * 2;
+	for (u64 i = ((u64)blockIdx.x * blockDim.x + threadIdx.x) * 2; i < p.count; i += stride) {
+		const float a = p.step == 0.f ? p.constant : dummy_at(i, p.seed, p.step);
+		const float b = p.step == 0.f ? p.constant : dummy_at(i + 1, p.seed, p.step);
+		u64 at = i;
+		if (p.interleave) {  // cols is even, so a pair does not cross a row
+			const u64 row = i / p.cols, col = i - row * p.cols;
+			at = ((row >> 3) * 16 + (p.interleave - 1) * 8 + (row & 7)) * p.cols + col;
+		}
+		if (i + 1 < p.count)
+			*reinterpret_cast<u32*>(p.dst + at) = pack_bf16(a, b);
+		else
+			p.dst[at] = to_bf16(a);
+	}
+}

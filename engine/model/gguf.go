@@ -192,11 +192,11 @@ func (g *ggufReader) headDim() json.Number {
 // copy puts arch.name into values under its name there. An array, one value a layer, must hold one and the same value.
 func (g *ggufReader) copy(name string, values map[string]any, prefix, newName string) error {
 	name = g.arch + "." + name
+	g.names[prefix+newName] = name
 	value, ok := g.meta[name]
 	if !ok {
 		return nil
 	}
-	g.names[prefix+newName] = name
 	if list := reflect.ValueOf(value); list.Kind() == reflect.Slice {
 		if list.Len() == 0 {
 			return errorf(ggufSource, name, "an empty array: want a number")

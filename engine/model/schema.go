@@ -34,13 +34,13 @@ const (
 
 // The upper bounds are far beyond any model, and keep every product of two sizes inside 63 bits.
 const (
-	maxHidden    = 1 << 20
-	maxLayers    = 1 << 12
+	maxHidden    = 1 << 18
+	maxLayers    = 1 << 10
 	maxHeads     = 1 << 14
 	maxHeadDim   = 1 << 12
 	maxVocab     = 1 << 24
 	maxPositions = 1 << 31
-	maxExperts   = 1 << 14
+	maxExperts   = 1 << 12
 )
 
 // commonKeys are read for every family.
@@ -227,7 +227,7 @@ func show(value any) string {
 	const most = 60
 	b, err := json.Marshal(value)
 	if err != nil {
-		return fmt.Sprintf("%T", value)
+		return fmt.Sprint(value) // NaN, out of GGUF metadata
 	}
 	if len(b) > most {
 		return strings.ToValidUTF8(string(b[:most]), "") + "…"

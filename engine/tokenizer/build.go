@@ -158,4 +158,8 @@ func (t *Tokenizer) finish(added []*addedToken, perToken func(string) string) {
 		}
 		t.text[id] = perToken(content)
 	}
+	// An added token that is looked for in normalised text decodes to that form.
+	for _, a := range cooked {
+		t.text[a.id] = perToken(t.normalize(a.content))
+	}
 }

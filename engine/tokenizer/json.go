@@ -266,7 +266,7 @@ func (p *parser) model(*fileJSON) error {
 	return nil
 }
 
-var normalizerTypes = []string{"NFC", "NFD", "NFKC", "NFKD", "Prepend", "Replace", "Lowercase", "Strip", "StripAccents", "Sequence"}
+var normalizerTypes = []string{"NFC", "NFD", "NFKC", "NFKD", "Prepend", "Replace", "Lowercase", "Strip", "Sequence"}
 
 func (p *parser) normalizer(f *fileJSON) error {
 	return flatten(f.Normalizer, func(c *component) []*component { return c.Normalizers }, func(c *component) error {
@@ -290,8 +290,6 @@ func (p *parser) newNormalizer(c *component) (normalizer, error) {
 		return lowercase, nil
 	case "Strip":
 		return stripSpace(c.StripLeft, c.StripRight), nil
-	case "StripAccents":
-		return stripAccents, nil
 	case "Prepend":
 		return prepend(c.Prepend), nil
 	case "Replace":

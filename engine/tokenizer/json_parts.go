@@ -2,8 +2,7 @@ package tokenizer
 
 import "strings"
 
-var preTokenizerTypes = []string{"Split", "ByteLevel", "Digits", "Metaspace", "Whitespace", "WhitespaceSplit", "Punctuation",
-	"CharDelimiterSplit", "Sequence"}
+var preTokenizerTypes = []string{"Split", "ByteLevel", "Digits", "Metaspace", "WhitespaceSplit", "CharDelimiterSplit", "Sequence"}
 
 func (p *parser) preTokenizer(f *fileJSON) error {
 	return flatten(f.PreTokenizer, func(c *component) []*component { return c.PreTokenizers }, func(c *component) error {
@@ -54,18 +53,8 @@ func (p *parser) newPreTokenizer(c *component) ([]preTokenizer, error) {
 			steps = append(steps, split(literalMatcher(replacement), mergedWithNext, false))
 		}
 		return steps, nil
-	case "Whitespace":
-		m, err := newMatcher(p.where, `\w+|[^\w\s]+`)
-		return []preTokenizer{split(m, removed, true)}, err
 	case "WhitespaceSplit":
 		return []preTokenizer{split(runesOf(classSpace, true), removed, false)}, nil
-	case "Punctuation":
-		how, ok := behaviors[c.Behavior]
-		if !ok {
-			how = isolated
-		}
-		m, err := newMatcher(p.where, "[!-/:-@\\[-`{-~\\p{P}]")
-		return []preTokenizer{split(m, how, false)}, err
 	case "CharDelimiterSplit":
 		return []preTokenizer{split(literalMatcher(c.Delimiter), removed, false)}, nil
 	}

@@ -39,7 +39,7 @@ func compileRegex(where, pattern string) (*regexp2.Regexp, error) {
 	if len(pattern) > 1<<16 {
 		return nil, &FormatError{Where: where, Problem: "regular expression is longer than 64 KiB"}
 	}
-	re, err := regexp2.Compile(pattern)
+	re, err := regexp2.Compile(fromOniguruma(pattern))
 	if err != nil {
 		return nil, &FormatError{Where: where, Problem: "regular expression cannot be used", Err: err}
 	}

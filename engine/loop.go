@@ -217,23 +217,29 @@ func (l *loop) await() {
 
 func (l *loop) deliver(o *scheduler.Outcome, at time.Time) {
 	s := o.Request.Owner.(*stream)
-	s.deliver(o, at)
 	switch o.Finish {
+	case scheduler.Running:
+		s.deliver(o, at)
 	case scheduler.Length:
-		l.end(s, FinishLength, nil)
+		l.endWith(s, o, FinishLength, nil, at)
 	case scheduler.Stop:
-		l.end(s, FinishStop, nil)
+		l.endWith(s, o, FinishStop, nil, at)
 	case scheduler.NonFinite:
-		l.end(s, FinishAbort, fmt.Errorf("after %d tokens: %w", len(o.Request.Tokens()), ErrNonFinite))
+		l.endWith(s, o, FinishAbort, fmt.Errorf("after %d tokens: %w", len(o.Request.Tokens()), ErrNonFinite), at)
 	}
 }
 
 // end tells s that nothing more will come.
 func (l *loop) end(s *stream, finish FinishReason, err error) {
+	l.endWith(s, nil, finish, err, l.now())
+}
+
+// endWith is end together with the last outcome, or nil.
+func (l *loop) endWith(s *stream, o *scheduler.Outcome, finish FinishReason, err error, at time.Time) {
 	delete(l.streams, s)
 	l.meter.finished(finish)
 	s.enter("")
-	s.end(finish, err, l.now())
+	s.end(o, finish, err, at)
 }
 
 // fail makes the engine unhealthy for good: the backend's state is not known any more. The scheduler is left as it is; nothing is

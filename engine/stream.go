@@ -67,18 +67,24 @@ func (s *stream) enter(phase string) {
 
 func (s *stream) deliver(o *scheduler.Outcome, at time.Time) {
 	s.mu.Lock()
-	f := &s.in
-	f.promptLogProbs = append(f.promptLogProbs, o.PromptLogProbs...)
-	if o.Sampled {
-		f.tokens = append(f.tokens, o.Result.Token)
-		f.at = append(f.at, at)
-		if p := &s.req.Sampling; p.LogProbs {
-			f.logProbs = append(f.logProbs, copyLogProb(o.Result))
-		}
-	}
+	s.append(o, at)
 	s.mu.Unlock()
 	if s.each && o.Sampled {
 		s.notify()
+	}
+}
+
+// append takes over o's part of the step's result, which the next step overwrites. The caller holds s.mu.
+func (s *stream) append(o *scheduler.Outcome, at time.Time) {
+	f := &s.in
+	f.promptLogProbs = append(f.promptLogProbs, o.PromptLogProbs...)
+	if !o.Sampled {
+		return
+	}
+	f.tokens = append(f.tokens, o.Result.Token)
+	f.at = append(f.at, at)
+	if s.req.Sampling.LogProbs {
+		f.logProbs = append(f.logProbs, copyLogProb(o.Result))
 	}
 }
 
@@ -90,8 +96,12 @@ func copyLogProb(r *backend.RowResult) TokenLogProb {
 	return p
 }
 
-func (s *stream) end(finish FinishReason, err error, at time.Time) {
+// end gives the last outcome, if there is one, and the end in one piece: a reader never sees the one without the other.
+func (s *stream) end(o *scheduler.Outcome, finish FinishReason, err error, at time.Time) {
 	s.mu.Lock()
+	if o != nil {
+		s.append(o, at)
+	}
 	s.in.ended, s.in.finish, s.in.err, s.in.finished = true, finish, err, at
 	s.mu.Unlock()
 	s.notify()

@@ -21,6 +21,7 @@ const (
 
 // ggufPre is what a byte-level tokenizer's tokenizer.ggml.pre stands for.
 type ggufPre struct {
+	digits       bool // numbers are cut into single digits first
 	patterns     []string
 	nfc          bool
 	ignoreMerges bool
@@ -29,7 +30,7 @@ type ggufPre struct {
 
 var (
 	preGPT2   = ggufPre{patterns: []string{patternGPT2}}
-	preDigits = ggufPre{patterns: []string{`\p{N}`, patternGPT2}}
+	preDigits = ggufPre{digits: true, patterns: []string{patternGPT2}}
 	preLlama3 = ggufPre{patterns: []string{patternLlama3}, ignoreMerges: true, addBOS: true}
 	preQwen2  = ggufPre{patterns: []string{patternQwen2}, nfc: true}
 )
@@ -125,16 +126,15 @@ func (g *ggufParser) tokens() error {
 		if err := g.t.add(token, int64(id)); err != nil {
 			return g.problem(key, "%v", err)
 		}
-		switch g.types[id] {
-		case ggufControl, ggufUserDefined:
-			if token != "" {
-				g.added = append(g.added, &addedToken{id: int32(id), content: token, special: g.types[id] == ggufControl})
-			}
+		kind := g.types[id]
+		special := kind == ggufControl || kind == ggufUnknown
+		if token != "" && (special || kind == ggufUserDefined) {
+			g.added = append(g.added, &addedToken{id: int32(id), content: token, special: special})
 		}
-		if g.types[id] != ggufControl {
+		if kind != ggufControl {
 			g.vocab[token] = int32(id)
 		}
-		g.t.special[id] = g.types[id] == ggufControl
+		g.t.special[id] = special
 	}
 	return nil
 }
@@ -150,6 +150,9 @@ func (g *ggufParser) byteLevel() error {
 	}
 	if pre.nfc {
 		g.t.normalizers = append(g.t.normalizers, unicodeForm(norm.NFC))
+	}
+	if pre.digits {
+		g.t.pre = append(g.t.pre, split(runesOf(classDigit, true), isolated, false))
 	}
 	for _, pattern := range pre.patterns {
 		m, err := newMatcher("GGUF pre-tokenizer "+name, pattern)

@@ -30,3 +30,29 @@ bisect: ## the commit that made METRIC worse: make bisect GOOD=v0.1 BAD=HEAD MET
 HISTORY ?= .cache/history
 history-page: ## draw the stored results as one HTML page on stdout
 	@$(GO) run ./benchstat history page $(HISTORY)
+
+.PHONY: host-gate bench-pr bench-pr-number nightly actionlint
+host-gate: ## judge the host's hot path against BASE, interleaved
+	@worst=0; for pkg in $(HOSTPKGS); do \
+	  $(GO) run ./benchstat/ab --base $$(git merge-base $(BASE) HEAD) --pkg $$pkg --benchtime 100x --threshold 0.10 --n $(N) -- -test.benchmem; \
+	  code=$$?; [ $$code -le $$worst ] || worst=$$code; done; exit $$worst
+
+bench-pr: ## the work tree against its merge base with BASE; results and verdict.md in .cache/pr
+	@rm -rf .cache/pr; $(GO) run ./benchstat/ab --base $$(git merge-base $(BASE) HEAD) --bench '$(BENCH)' --n $(N) --out .cache/pr $(if $(TAGS),--tags $(TAGS)) $(ABFLAGS); \
+	  code=$$?; $(GO) run ./benchstat --format md .cache/pr/base.txt .cache/pr/new.txt > .cache/pr/verdict.md; exit $$code
+
+bench-pr-number:
+	@mkdir -p .cache/pr && printf '%s' '$(PR)' > .cache/pr/number.txt
+
+nightly: ## benchmark this commit, add it to HISTORY, draw the page
+	@mkdir -p .cache && $(GO) test ./benchmarks -run '^$$' -bench '$(BENCH)' -benchtime 1x -count 10 -timeout 0 $(if $(TAGS),-tags $(TAGS)) > .cache/nightly.txt
+	@$(GO) run ./benchstat history add $(HISTORY) .cache/nightly.txt
+	@$(GO) run ./benchstat history page $(HISTORY) > .cache/history.html
+
+actionlint: ## check the workflows
+	@$(GO) run github.com/rhysd/actionlint/cmd/actionlint@v1.7.12
+
+.PHONY: browser
+browser: ## look at our pages in a real headless browser (installs Debian's chromium if it can)
+	@command -v chromium >/dev/null || (apt-get update -qq && apt-get install -y -qq chromium >/dev/null)
+	TOKAMAK_REQUIRE_BROWSER=1 CGO_ENABLED=0 $(GO) test -run Browser ./...

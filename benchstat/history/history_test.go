@@ -3,8 +3,10 @@ package history
 import (
 	"bytes"
 	"fmt"
+	"image/png"
 	"math/rand/v2"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"testing"
 	"time"
@@ -109,4 +111,46 @@ func TestPage(t *testing.T) {
 	assert.NotContains(t, page, "<script")
 	_, err := Index(t.TempDir())
 	assert.ErrorContains(t, err, "holds no results")
+}
+
+// The page is for people: a real browser must draw it, with a chart a row and no error.
+func TestBrowserDrawsPage(t *testing.T) {
+	chromium, err := exec.LookPath("chromium")
+	if err != nil {
+		if os.Getenv("TOKAMAK_REQUIRE_BROWSER") != "" {
+			t.Fatal("no chromium on PATH")
+		}
+		t.Skip("no chromium on PATH: make browser installs it")
+	}
+	dir := fill(t, 30)
+	var page bytes.Buffer
+	require.NoError(t, Command([]string{"page", dir}, &page))
+	at := filepath.Join(t.TempDir(), "index.html")
+	require.NoError(t, os.WriteFile(at, page.Bytes(), 0o600))
+	shot := filepath.Join(t.TempDir(), "page.png")
+	if keep := os.Getenv("TOKAMAK_SCREENSHOTS"); keep != "" {
+		shot = filepath.Join(keep, "history.png")
+	}
+	args := []string{"--headless", "--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking", "--disable-component-update",
+		"--disable-sync", "--user-data-dir=" + t.TempDir(), "--window-size=800,700", "file://" + at}
+	out, err := exec.Command(chromium, append([]string{"--screenshot=" + shot}, args...)...).CombinedOutput()
+	require.NoError(t, err, string(out))
+	f, err := os.Open(shot)
+	require.NoError(t, err)
+	defer f.Close()
+	img, err := png.Decode(f)
+	require.NoError(t, err)
+	colours := map[string]int{}
+	for y := range img.Bounds().Dy() {
+		for x := range img.Bounds().Dx() {
+			r, g, b, _ := img.At(x, y).RGBA()
+			colours[fmt.Sprintf("%02x%02x%02x", r>>8, g>>8, b>>8)]++
+		}
+	}
+	assert.Greater(t, colours["3366cc"], 500, "the lines")
+	assert.Greater(t, colours["dd2222"], 20, "the mark of what got worse")
+	assert.Greater(t, colours["228822"], 20, "the mark of what got better")
+	dom, err := exec.Command(chromium, append([]string{"--dump-dom"}, args...)...).Output()
+	require.NoError(t, err)
+	assert.Equal(t, 2, bytes.Count(dom, []byte("<svg")))
 }

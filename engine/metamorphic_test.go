@@ -1,0 +1,178 @@
+package engine
+
+import (
+	"context"
+	"fmt"
+	"slices"
+	"sync"
+	"testing"
+
+	"github.com/stretchr/testify/require"
+
+	"github.com/tokamak-engine/tokamak/fixtures/configs"
+)
+
+// tinyOptions runs the built-in model of two layers, weights from a seed, on the CPU.
+func tinyOptions() Options {
+	o := DefaultOptions()
+	o.LoadFormat, o.Device, o.Threads = "dummy", "cpu", 2
+	o.ContextLength, o.MaxTotalTokens = 256, 8192
+	return o
+}
+
+func openTiny(t testing.TB, o Options) *Engine {
+	dir, err := configs.Dir("tiny")
+	require.NoError(t, err)
+	e, err := Open(context.Background(), dir, WithOptions(o))
+	require.NoError(t, err)
+	t.Cleanup(func() { require.NoError(t, e.Close()) })
+	return e
+}
+
+// crowd is a set of requests that meet each other in every way: shared prefixes, short and long, greedy and drawn, with
+// penalties that make even a tiny model's text varied.
+func crowd() []Request {
+	var rs []Request
+	system := make([]int32, 40)
+	for i := range system {
+		system[i] = int32(100 + i*37%1500)
+	}
+	for i := range 14 {
+		prompt := slices.Clone(system[:i*3])
+		for k := range 1 + i*5%23 {
+			prompt = append(prompt, int32(5+(i*31+k*17)%1900))
+		}
+		r := Request{InputIDs: prompt, Sampling: DefaultSampling(6 + i*7%30)}
+		r.Sampling.IgnoreEOS = true
+		r.Sampling.RepetitionPenalty = 1.3
+		switch i % 4 {
+		case 1:
+			r.Sampling.FrequencyPenalty, r.Sampling.PresencePenalty = 0.7, 0.3
+		case 2:
+			seed := uint64(i)
+			r.Sampling.Temperature, r.Sampling.TopK, r.Sampling.Seed = 1.1, 50, &seed
+		case 3:
+			r.Sampling.MinNewTokens, r.Sampling.StopTokenIDs = 4, []int32{7, 8, 9}
+		}
+		rs = append(rs, r)
+	}
+	return rs
+}
+
+// TestNothingChangesTheTokens runs the same requests under many option sets, all at once, and compares each with the tokens it
+// gets alone. The CPU's arithmetic does not depend on batch mates, so they must be equal.
+func TestNothingChangesTheTokens(t *testing.T) {
+	requests := crowd()
+	alone := make([][]int32, len(requests))
+	o := tinyOptions()
+	o.DisableOverlap, o.DisableRadixCache = true, true
+	e := openTiny(t, o)
+	varied := map[int32]bool{}
+	for i, r := range requests {
+		out, err := e.Generate(context.Background(), r)
+		require.NoError(t, err)
+		alone[i] = out.TokenIDs
+		for _, token := range out.TokenIDs {
+			varied[token] = true
+		}
+	}
+	require.Greater(t, len(varied), 40, "a model that says one word proves nothing")
+
+	for name, c := range map[string]struct {
+		set        func(*Options)
+		preemption bool
+		cached     bool
+	}{
+		"defaults":           {set: func(*Options) {}, cached: true},
+		"no overlap":         {set: func(o *Options) { o.DisableOverlap = true }, cached: true},
+		"no cache":           {set: func(o *Options) { o.DisableRadixCache = true }},
+		"chunks of 1":        {set: func(o *Options) { o.ChunkedPrefillSize = 1 }, cached: true},
+		"chunks of 7":        {set: func(o *Options) { o.ChunkedPrefillSize = 7 }, cached: true},
+		"no chunks":          {set: func(o *Options) { o.ChunkedPrefillSize = -1 }, cached: true},
+		"two rows":           {set: func(o *Options) { o.MaxRunningRequests = 2 }, cached: true},
+		"steps of 16 tokens": {set: func(o *Options) { o.MaxRunningRequests, o.MaxPrefillTokens = 16, 16 }, cached: true},
+		"pages of 1":         {set: func(o *Options) { o.PageSize = 1 }, cached: true},
+		"longest prefix":     {set: func(o *Options) { o.SchedulePolicy = "lpm" }, cached: true},
+		"few pages":          {set: func(o *Options) { o.PageSize, o.MaxTotalTokens = 4, 150 }, preemption: true, cached: true},
+		"few pages, chunks, no overlap": {set: func(o *Options) {
+			o.PageSize, o.MaxTotalTokens, o.ChunkedPrefillSize, o.DisableOverlap = 2, 130, 5, true
+		}, preemption: true, cached: true},
+		"few pages, no cache": {set: func(o *Options) {
+			o.PageSize, o.MaxTotalTokens, o.DisableRadixCache = 1, 112, true
+		}, preemption: true},
+	} {
+		t.Run(name, func(t *testing.T) {
+			o := tinyOptions()
+			c.set(&o)
+			e := openTiny(t, o)
+			for round := range 2 { // the second finds its prompts cached
+				var wg sync.WaitGroup
+				for i, r := range requests {
+					wg.Go(func() {
+						out, err := e.Generate(context.Background(), r)
+						if err != nil || !slices.Equal(alone[i], out.TokenIDs) {
+							t.Errorf("round %d, request %d: %v\nalone %v\nhere  %+v", round, i, err, alone[i], out)
+						}
+					})
+				}
+				wg.Wait()
+			}
+			s := e.Stats()
+			require.Equal(t, c.preemption, s.PreemptionsTotal > 0, "%d preemptions", s.PreemptionsTotal)
+			require.Equal(t, c.cached, s.CachedTokensTotal > 0, "%d cached tokens", s.CachedTokensTotal)
+		})
+	}
+}
+
+// TestPromptLogProbsDoNotDependOnChunks compares prompt log probabilities of a prompt in one piece and in chunks.
+func TestPromptLogProbsDoNotDependOnChunks(t *testing.T) {
+	r := crowd()[13]
+	r.PromptLogProbs = true
+	r.Sampling.TopLogProbs = 2
+	var first *Output
+	for _, chunk := range []int{-1, 1, 6} {
+		o := tinyOptions()
+		o.ChunkedPrefillSize = chunk
+		e := openTiny(t, o)
+		for range 2 {
+			out, err := e.Generate(context.Background(), r)
+			require.NoError(t, err)
+			require.Len(t, out.PromptLogProbs, len(r.InputIDs)-1)
+			require.Len(t, out.LogProbs, len(out.TokenIDs))
+			for _, p := range append(slices.Clone(out.PromptLogProbs), out.LogProbs...) {
+				require.Less(t, p.LogProb, float32(0))
+				require.Greater(t, p.LogProb, float32(-40))
+			}
+			if first == nil {
+				first = out
+			}
+			require.Equal(t, first.PromptLogProbs, out.PromptLogProbs)
+			require.Equal(t, first.LogProbs, out.LogProbs)
+		}
+	}
+}
+
+// TestStaticBatchGivesTheSameTokens compares OneBatch's way with the scheduler's.
+func TestStaticBatchGivesTheSameTokens(t *testing.T) {
+	e := openTiny(t, tinyOptions())
+	prompts := make([][]int32, 5)
+	want := make([][]int32, len(prompts))
+	for i := range prompts {
+		for k := range 33 {
+			prompts[i] = append(prompts[i], int32((i*977+k*131)%2048))
+		}
+		r := Request{InputIDs: prompts[i], Sampling: DefaultSampling(9)}
+		r.Sampling.IgnoreEOS = true
+		out, err := e.Generate(context.Background(), r)
+		require.NoError(t, err)
+		want[i] = out.TokenIDs
+	}
+	for _, chunk := range []int{0, 5, 33} {
+		run, err := e.StaticBatch(prompts, 9, chunk)
+		require.NoError(t, err)
+		require.Equal(t, want, run.Tokens, fmt.Sprintf("chunk %d", chunk))
+		run, err = e.StaticBatchOverlapped(prompts, 9, chunk)
+		require.NoError(t, err)
+		require.Equal(t, want, run.Tokens, fmt.Sprintf("chunk %d, overlapped", chunk))
+	}
+}

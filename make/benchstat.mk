@@ -56,3 +56,7 @@ actionlint: ## check the workflows
 browser: ## look at our pages in a real headless browser (installs Debian's chromium if it can)
 	@command -v chromium >/dev/null || (apt-get update -qq && apt-get install -y -qq chromium >/dev/null)
 	TOKAMAK_REQUIRE_BROWSER=1 CGO_ENABLED=0 $(GO) test -run Browser ./...
+
+.PHONY: aa
+aa: ## how noisy is this machine? runs one build 20 times and reports false alarms and the smallest visible change
+	@mkdir -p .cache && $(GO) test $(PKG) -run '^$$' -bench '$(BENCH)' -benchtime 1x -count 20 -timeout 0 $(if $(TAGS),-tags $(TAGS)) > .cache/aa.txt && $(GO) run ./benchstat --aa .cache/aa.txt

@@ -40,9 +40,10 @@ func openTest(t testing.TB, cfg *model.Config, w *weights.Store, o backend.Optio
 	return b
 }
 
-// bf16Tolerance is what another order of sums may change of a log probability in these models: logits of about unit size come
-// from a handful of bf16 roundings, each of 2^-9, and the last sum of 256 products with an error of a few 2^-9 of a logit.
-const bf16Tolerance = 0.05
+// bf16Tolerance is what another order of sums may change of a log probability in these models. A logit (about 3 in size) carries
+// the error of some ten bf16 roundings: 3 * 2^-9 * sqrt(10/3) = 0.011. Two computations differ by sqrt(2) of that, and the worst of
+// the 10^6 log probabilities compared lies 5 standard deviations out, at 0.08.
+const bf16Tolerance = 0.1
 
 func TestConformance(t *testing.T) {
 	needGPU(t)

@@ -38,7 +38,7 @@ func newCompiler(d device, s shape, cache *cubinCache) *compiler {
 
 // options are NVRTC's arguments for u, the same wherever a kernel is compiled.
 func (c *compiler) options(u unit) []string {
-	o := []string{"--std=c++17", "--gpu-architecture=" + c.device.arch(), "--define-macro=NDEBUG", "--extra-device-vectorization"}
+	o := []string{"--std=c++17", "--gpu-architecture=" + c.device.arch(), "--define-macro=NDEBUG", "--device-as-default-execution-space"}
 	for _, d := range append(slices.Clone(c.defines), strings.Fields(u.Defines)...) {
 		o = append(o, "--define-macro="+d)
 	}

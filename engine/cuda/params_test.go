@@ -1,0 +1,86 @@
+//go:build cuda
+
+package cuda
+
+import (
+	"fmt"
+	"reflect"
+	"strings"
+	"testing"
+
+	"github.com/stretchr/testify/require"
+
+	"github.com/tokamak-engine/tokamak/engine/cuda/driver"
+	"github.com/tokamak-engine/tokamak/engine/kernels"
+	"github.com/tokamak-engine/tokamak/engine/weights"
+)
+
+// TestParamsMirrorKernels has the compiler compare sizes and offsets of every struct that Go fills and a kernel reads. The fields
+// are named in order; blank Go fields have none.
+func TestParamsMirrorKernels(t *testing.T) {
+	nvrtc, err := driver.OpenCompiler()
+	if err != nil {
+		t.Skipf("no compiler: %v", err)
+	}
+	d, s := testDevices["sm_90"], testShapes()["llama-8b"]
+	b, w := &buffers{}, layerWeights{}
+	for _, c := range []struct {
+		op     op // its unit is compiled
+		name   string
+		mirror any
+		fields string
+	}{
+		{gemvQKVOp(d, s, b, w, 1), "Params", linearParams{}, "w x gamma bias y logits x_row slot position slot_param best tokens"},
+		{gemvQKVOp(d, s, b, w, 8), "Params", linearParams{}, "w x gamma bias y logits x_row slot position slot_param best tokens"},
+		{attnDecodeOp(d, s, b, w, 0, 1), "Params", attnDecodeParams{}, "qkv kv out qnorm knorm rope row_slot row_ctx page_table part arrived scale"},
+		{attnPrefillOp(d, s, b, 0, 0, 1, 1), "Params", attnPrefillParams{}, "qkv kv out row_slot row_pos row_len row_start page_table scale first_row"},
+		{advanceOp(d, s, b, 1, 1), "Params", advanceParams{}, "plan step row_slot_at row_pos_at row_len_at row_start_at sample_row_at mask_row_at tok_at update_at " +
+			"tok_id tok_pos tok_slot row_slot row_pos row_len row_start row_ctx sample_tok sample_slot sample_pos mask_row slot_token page_table tokens"},
+		{embedOp(d, s, b, 1), "Params", embedParams{}, "tok_id embed x"},
+		{rmsnormOp(d, s, b, 0, 1), "Params", rmsnormParams{}, "x gamma y rows"},
+		{ropeKVOp(d, s, b, w, 0, 0, 1), "Params", ropeKVParams{}, "qkv kv qnorm knorm rope tok_pos tok_slot page_table first"},
+		{siluMulOp(d, s, b, 1), "Params", siluMulParams{}, "gu act"},
+		{sampleFastOp(d, s, b, 1), "Params", sampleFastParams{}, "best sample_slot slot_token ring rows ctas"},
+		{sampleFastOp(d, s, b, 1), "Ring", ringParams{}, "entries size step"},
+		{sampleFastOp(d, s, b, 1), "Sampled", sampled{}, "token logprob flags"},
+		{sampleOp(d, s, b, 1), "Params", sampleParams{}, "logits sample_slot sample_pos mask_row mask slot_param counts bias sampled top"},
+		{publishOp(d, s, b, 1), "Params", publishParams{}, "sampled top sample_slot slot_param slot_token ring rows"},
+		{targetLogprobOp(d, s, b, 0, 1), "Params", targetLogprobParams{}, "logits target out"},
+		{startOp(d, s, b, 1), "Params", startParams{}, "starts step bias_at token_at slot_param bias counts slot_token"},
+		{startOp(d, s, b, 1), "StartEntry", startEntry{}, "params slot token bias_first prompt_first prompt output_first output"},
+		{startOp(d, s, b, 1), "SlotParams", slotParams{}, "seed temperature top_p min_p repetition presence frequency top_k num_bias flags top_logprobs"},
+		{fillOp(d, 0, &weights.Tensor{Shape: []int{8, 8}, Dummy: &weights.Dummy{}}, rowsInOrder), "FillParams", fillParams{}, "dst count cols seed step constant interleave"},
+		{ropeTableOp(d, s, 0, 0, 1), "RopeTableParams", ropeTableParams{}, "out inv_freq count factor"},
+		{readProbeOp(d, 0, 0, 1<<20, 0), "ReadProbeParams", readProbeParams{}, "src count sink"},
+	} {
+		t.Run(c.op.Unit.Symbol+"/"+c.name, func(t *testing.T) {
+			source, err := kernels.Source(c.op.Unit.File)
+			require.NoError(t, err)
+			var check strings.Builder
+			mirror := reflect.TypeOf(c.mirror)
+			// NVRTC has no offsetof. Sizes, alignments and the order of the fields fix the offsets as well.
+			fmt.Fprintf(&check, "\nstatic_assert(sizeof(%s) == %d, \"size\");\n__device__ constexpr %s probe{};\n", c.name, mirror.Size(), c.name)
+			names, before, end := strings.Fields(c.fields), "", uintptr(0)
+			for i := range mirror.NumField() {
+				f := mirror.Field(i)
+				end = (end + uintptr(f.Type.Align()) - 1) &^ (uintptr(f.Type.Align()) - 1)
+				require.Equal(t, f.Offset, end)
+				end += f.Type.Size()
+				if f.Name == "_" {
+					continue
+				}
+				require.NotEmpty(t, names, "%s.%s", c.name, f.Name)
+				fmt.Fprintf(&check, "static_assert(sizeof(probe.%s) == %d && alignof(decltype(probe.%s)) == %d, %q);\n",
+					names[0], f.Type.Size(), names[0], f.Type.Align(), names[0]+" is not "+f.Name)
+				if before != "" {
+					fmt.Fprintf(&check, "static_assert((const void*)&probe.%s < (const void*)&probe.%s, %q);\n", before, names[0], before+" before "+names[0])
+				}
+				before, names = names[0], names[1:]
+			}
+			require.Empty(t, names)
+			compiler := newCompiler(d, s, nil)
+			_, log, err := nvrtc.Compile(c.op.Unit.File, source+check.String(), compiler.headers, compiler.options(c.op.Unit))
+			require.NoError(t, err, log)
+		})
+	}
+}

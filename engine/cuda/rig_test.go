@@ -1,0 +1,153 @@
+//go:build cuda
+
+package cuda
+
+import (
+	"math"
+	"math/rand/v2"
+	"runtime"
+	"testing"
+	"unsafe"
+
+	"github.com/stretchr/testify/require"
+
+	"github.com/tokamak-engine/tokamak/engine/cuda/driver"
+	"github.com/tokamak-engine/tokamak/engine/weights"
+)
+
+// rig runs single kernels on the GPU for tests: memory that starts as NaN, uploads, downloads.
+type rig struct {
+	testing.TB
+	device    device
+	shape     shape
+	context   *driver.Context
+	stream    driver.Stream
+	compiler  *compiler
+	functions map[unit]*driver.Function
+	random    *rand.Rand
+}
+
+func newRig(t testing.TB, s shape) *rig {
+	t.Helper()
+	needGPU(t)
+	found, err := pickDevice()
+	require.NoError(t, err)
+	runtime.LockOSThread()
+	t.Cleanup(runtime.UnlockOSThread)
+	r := &rig{TB: t, shape: s, functions: map[unit]*driver.Function{}, random: rand.New(rand.NewPCG(1, 2))}
+	r.context, err = driver.Open(found)
+	require.NoError(t, err)
+	t.Cleanup(func() { require.NoError(t, r.context.Close()) })
+	r.device = device{Name: found.Name, SM: found.Major*10 + found.Minor, SMs: found.SMs, L2Bytes: found.L2Bytes, MaxSmem: found.SharedMemory, TotalMem: found.TotalMemory}
+	r.stream, err = driver.NewStream()
+	require.NoError(t, err)
+	r.compiler = newCompiler(r.device, s, openCache(t.TempDir()))
+	return r
+}
+
+// room allocates bytes of NaNs (all bits set), so that what a kernel reads too much or leaves unwritten shows.
+func (r *rig) room(bytes int) ptr {
+	r.Helper()
+	p, err := driver.Alloc(int64(max(bytes, 16)))
+	require.NoError(r, err)
+	r.Cleanup(func() { _ = driver.Free(p) })
+	require.NoError(r, driver.Memset(p, 0xFF, int64(max(bytes, 16)), r.stream))
+	require.NoError(r, r.stream.Synchronize())
+	return p
+}
+
+func put[T any](r *rig, values []T) ptr {
+	r.Helper()
+	var zero T
+	p := r.room(len(values) * int(unsafe.Sizeof(zero)))
+	require.NoError(r, driver.Write(p, bytesOf(values)))
+	return p
+}
+
+func get[T any](r *rig, p ptr, n int) []T {
+	r.Helper()
+	values := make([]T, n)
+	require.NoError(r, driver.Read(bytesOf(values), p))
+	return values
+}
+
+// putBF16 uploads values, which it rounds in place to what the device has.
+func (r *rig) putBF16(values []float32) ptr {
+	r.Helper()
+	bits := make([]uint16, len(values))
+	for i, v := range values {
+		bits[i] = weights.BF16FromFloat32(v)
+		values[i] = fromBF16(bits[i])
+	}
+	return put(r, bits)
+}
+
+func (r *rig) getBF16(p ptr, n int) []float32 {
+	r.Helper()
+	out := make([]float32, n)
+	for i, b := range get[uint16](r, p, n) {
+		out[i] = fromBF16(b)
+	}
+	return out
+}
+
+// normal gives n normally distributed values of a standard deviation.
+func (r *rig) normal(n int, deviation float64) []float32 {
+	out := make([]float32, n)
+	for i := range out {
+		out[i] = float32(r.random.NormFloat64() * deviation)
+	}
+	return out
+}
+
+// run launches ops one behind the other and waits.
+func (r *rig) run(ops ...op) {
+	r.Helper()
+	r.enqueue(ops...)
+	require.NoError(r, r.stream.Synchronize())
+}
+
+func (r *rig) enqueue(ops ...op) {
+	r.Helper()
+	for _, o := range ops {
+		f := r.functions[o.Unit]
+		if f == nil {
+			code, err := r.compiler.cubin(o.Unit)
+			require.NoError(r, err)
+			m, err := driver.LoadModule(code)
+			require.NoError(r, err, o.Unit)
+			f, err = m.Function(o.Unit.Symbol)
+			require.NoError(r, err)
+			require.NoError(r, f.AllowSharedMemory(o.Smem), o.Unit)
+			r.functions[o.Unit] = f
+		}
+		err := f.Launch(r.stream, driver.Geometry{Grid: o.Grid, Block: o.Block, Smem: o.Smem, Cluster: o.Cluster, PDL: o.PDL}, o.Params)
+		require.NoError(r, err, "%s grid %v", o.Unit, o.Grid)
+	}
+}
+
+func fromBF16(b uint16) float32 { return math.Float32frombits(uint32(b) << 16) }
+func toBF16(v float32) float32  { return fromBF16(weights.BF16FromFloat32(v)) }
+
+// requireClose holds a kernel's result against the exact one: its error may be twice that of plain bf16 arithmetic, which rounds
+// after every operation as Hugging Face does, in the mean (root of mean square) and at the worst place.
+func requireClose(t testing.TB, exact, plain, got []float32, what string) {
+	t.Helper()
+	require.Len(t, got, len(exact))
+	var meanPlain, meanGot, worstPlain, worstGot float64
+	worstAt := 0
+	for i, e := range exact {
+		g := float64(got[i])
+		require.False(t, math.IsNaN(g) || math.IsInf(g, 0), "%s: element %d is %v", what, i, g)
+		p, d := math.Abs(float64(plain[i])-float64(e)), math.Abs(g-float64(e))
+		meanPlain, meanGot = meanPlain+p*p, meanGot+d*d
+		worstPlain = max(worstPlain, p)
+		if d > worstGot {
+			worstGot, worstAt = d, i
+		}
+	}
+	n := float64(len(exact))
+	meanPlain, meanGot = math.Sqrt(meanPlain/n), math.Sqrt(meanGot/n)
+	require.LessOrEqual(t, meanGot, 2*meanPlain, "%s: rms error", what)
+	require.LessOrEqual(t, worstGot, 2*worstPlain, "%s: worst error, element %d: want %v, plain %v, got %v", what, worstAt, exact[worstAt], plain[worstAt], got[worstAt])
+}

@@ -28,6 +28,7 @@ type Backend struct {
 	compiler  *compiler
 	code      map[unit][]byte
 	functions map[unit]*driver.Function
+	modules   map[unit]driver.Module
 	graphs    map[stepShape]*driver.Graph
 	eager     map[stepShape][]node // decode steps without a graph
 	noGraph   bool
@@ -99,7 +100,7 @@ func (b *Backend) function(u unit) (*driver.Function, error) {
 	if err != nil {
 		return nil, err
 	}
-	b.functions[u] = f
+	b.functions[u], b.modules[u] = f, m
 	return f, nil
 }
 

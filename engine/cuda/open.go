@@ -129,6 +129,7 @@ func Open(cfg *model.Config, w *weights.Store, o backend.Options) (*Backend, err
 // settings are what only tests change.
 type settings struct {
 	noPDL    bool
+	stamps   bool // kernels note when they began: see timeline_test.go
 	cacheDir string
 }
 
@@ -196,7 +197,10 @@ func (b *Backend) open(cfg *model.Config, w *weights.Store, o backend.Options, s
 	}
 	b.planner = &planner{device: b.device, shape: s, buffers: &b.buffers, layers: layers, noPDL: set.noPDL}
 	b.compiler = newCompiler(b.device, s, openCache(set.cacheDir))
-	b.functions = map[unit]*driver.Function{}
+	if set.stamps {
+		b.compiler.defines = append(b.compiler.defines, "STAMPS=1")
+	}
+	b.functions, b.modules = map[unit]*driver.Function{}, map[unit]driver.Module{}
 	if err := b.load(w, parts, o.Progress); err != nil {
 		return err
 	}

@@ -49,10 +49,23 @@ DEVICE void pdl_launch() {
 	asm volatile("griddepcontrol.launch_dependents;");
 #endif
 }
+#ifdef STAMPS  // a build for timelines: when each kernel's wait returned, as CTA 0 saw it, that is when the kernel before had ended
+__device__ u64 stamps[4096];
+__device__ u32 stamp_count;
+DEVICE void stamp() {
+	if (threadIdx.x | blockIdx.x | blockIdx.y | blockIdx.z) return;
+	u64 now;
+	asm volatile("mov.u64 %0, %globaltimer;" : "=l"(now)::"memory");
+	stamps[stamp_count++ & 4095] = now;
+}
+#else
+DEVICE void stamp() {}
+#endif
 DEVICE void pdl_wait() {
 #if ARCH >= 900
 	asm volatile("griddepcontrol.wait;" ::: "memory");
 #endif
+	stamp();
 }
 #define PDL_LAUNCH() pdl_launch()
 #define PDL_WAIT() pdl_wait()

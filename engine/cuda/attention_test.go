@@ -1,0 +1,279 @@
+//go:build cuda
+
+package cuda
+
+import (
+	"fmt"
+	"math"
+	"testing"
+
+	"github.com/stretchr/testify/require"
+
+	"github.com/tokamak-engine/tokamak/engine/cpu"
+)
+
+// attnCase is a batch for the attention kernels: each row has pos tokens in the cache and len new ones.
+type attnCase struct {
+	name     string
+	pos, len []int
+}
+
+func attnShapes() map[string]shape {
+	out := map[string]shape{}
+	for _, c := range []struct {
+		heads, kv, dim, page, window int
+		norm                         bool
+	}{{32, 8, 128, 64, 0, false}, {9, 3, 64, 64, 0, false}, {28, 4, 128, 16, 0, false}, {8, 8, 96, 32, 0, true}, {16, 2, 128, 64, 300, true},
+		{4, 2, 16, 16, 40, false}, {6, 2, 80, 64, 0, true}, {10, 5, 112, 16, 0, false}} {
+		s := testShapes()["llama-8b"]
+		s.Heads, s.KVHeads, s.Dim, s.Page, s.Window, s.QKNorm, s.MaxContext, s.NumPages = c.heads, c.kv, c.dim, c.page, c.window, c.norm, 4096, 512
+		s.MaxPages, s.MaxRows = s.MaxContext/s.Page, 16
+		out[fmt.Sprintf("heads=%d/kv=%d/dim=%d/page=%d/window=%d/norm=%v", c.heads, c.kv, c.dim, c.page, c.window, c.norm)] = s
+	}
+	return out
+}
+
+// attnRig is one batch on the device with its exact and plain results.
+type attnRig struct {
+	*rig
+	b            buffers
+	w            layerWeights
+	tokens       int
+	exact, plain []float32 // [tokens, heads, dim]
+	rows         int
+	longest      int
+	kExact       [][]float32 // a row's k, normed and rotated, rounded to bf16: [ctx, kvHeads, dim]
+	v            [][]float32
+	pages        [][]int32
+	kv           []float32 // the cache before
+}
+
+// newAttnRig fills a cache with random K and V, draws the new tokens' qkv and computes what attention gives.
+func newAttnRig(t testing.TB, s shape, c attnCase) *attnRig {
+	a := &attnRig{rig: newRig(t, s), rows: len(c.pos)}
+	layer := int(s.layerKVBytes() / 2)
+	const layerIndex = 1
+	a.kv = a.normal(2*layer, 1)
+	for i := range a.kv {
+		a.kv[i] = toBF16(a.kv[i])
+	}
+	qn, kn := a.normal(s.Dim, 0.2), a.normal(s.Dim, 0.2)
+	for i := range qn {
+		qn[i], kn[i] = toBF16(1+qn[i]), toBF16(1+kn[i])
+	}
+	table := make([]float32, s.MaxContext*s.Dim)
+	for pos := range s.MaxContext {
+		for i := range s.Dim / 2 {
+			sin, cos := math.Sincos(float64(pos) * math.Pow(10000, -2*float64(i)/float64(s.Dim)))
+			table[(pos*s.Dim/2+i)*2], table[(pos*s.Dim/2+i)*2+1] = float32(cos), float32(sin)
+		}
+	}
+	pageTable := make([]int32, s.MaxRows*s.MaxPages)
+	for i := range pageTable {
+		pageTable[i] = math.MaxInt32 // a read of it faults
+	}
+	order := a.random.Perm(s.NumPages)
+	var slot, pos, length, start, ctx, tokPos, tokSlot []int32
+	var qkv []float32
+	at := func(page int32, isV, head, token int) int { // in the cache
+		return layerIndex*layer + (((int(page)*2+isV)*s.KVHeads+head)*s.Page+token)*s.Dim
+	}
+	for row := range c.pos {
+		sl, n, end := int32((row*3+1)%s.MaxRows), c.len[row], c.pos[row]+c.len[row]
+		slot, pos, length, start, ctx = append(slot, sl), append(pos, int32(c.pos[row])), append(length, int32(n)), append(start, int32(a.tokens)), append(ctx, int32(end))
+		var pages []int32
+		for i := range (end + s.Page - 1) / s.Page {
+			pages = append(pages, int32(order[0]))
+			order = order[1:]
+			pageTable[int(sl)*s.MaxPages+i] = pages[i]
+		}
+		a.pages = append(a.pages, pages)
+		k, v := make([]float32, end*s.kvDim()), make([]float32, end*s.kvDim())
+		for p := range c.pos[row] {
+			for h := range s.KVHeads {
+				copy(k[(p*s.KVHeads+h)*s.Dim:][:s.Dim], a.kv[at(pages[p/s.Page], 0, h, p%s.Page):])
+				copy(v[(p*s.KVHeads+h)*s.Dim:][:s.Dim], a.kv[at(pages[p/s.Page], 1, h, p%s.Page):])
+			}
+		}
+		// New tokens: exact keeps fp32 between the steps, plain rounds after each.
+		kPlain, q, qPlain := append([]float32{}, k...), make([]float32, n*s.qDim()), make([]float32, n*s.qDim())
+		for i := range n {
+			p := c.pos[row] + i
+			tokPos, tokSlot = append(tokPos, int32(p)), append(tokSlot, sl)
+			x := a.normal(s.qkvDim(), 1)
+			for j := range x {
+				x[j] = toBF16(x[j])
+			}
+			qkv = append(qkv, x...)
+			for h := range s.Heads + s.KVHeads {
+				gamma, exact, plain := qn, q[(i*s.Heads+h)*s.Dim:], qPlain[(i*s.Heads+h)*s.Dim:]
+				if h >= s.Heads {
+					at := (p*s.KVHeads + h - s.Heads) * s.Dim
+					gamma, exact, plain = kn, k[at:], kPlain[at:]
+				}
+				rotated(s, exact[:s.Dim], x[h*s.Dim:][:s.Dim], gamma, table[p*s.Dim:], false)
+				rotated(s, plain[:s.Dim], x[h*s.Dim:][:s.Dim], gamma, table[p*s.Dim:], true)
+			}
+			copy(v[p*s.kvDim():], x[(s.Heads+s.KVHeads)*s.Dim:])
+		}
+		out := make([]float32, n*s.qDim())
+		cpu.Attend(out, q, k, v, n, end, s.Heads, s.KVHeads, s.Dim, s.Window)
+		a.exact = append(a.exact, out...)
+		plain := make([]float32, n*s.qDim())
+		attendPlain(s, plain, qPlain, kPlain, v, n, end)
+		a.plain = append(a.plain, plain...)
+		a.kExact, a.v = append(a.kExact, k), append(a.v, v)
+		a.tokens += n
+		a.longest = max(a.longest, n)
+	}
+	a.b = buffers{QKV: a.putBF16(qkv), KV: a.putBF16(a.kv), Att: a.room(2 * a.tokens * s.qDim()), Rope: put(a.rig, table), RowSlot: put(a.rig, slot), RowPos: put(a.rig, pos),
+		RowLen: put(a.rig, length), RowStart: put(a.rig, start), RowCtx: put(a.rig, ctx), TokPos: put(a.rig, tokPos), TokSlot: put(a.rig, tokSlot),
+		PageTable: put(a.rig, pageTable), AttnScratch: put(a.rig, make([]byte, attnScratchBytes(a.device, s)))}
+	a.w = layerWeights{QNorm: a.putBF16(qn), KNorm: a.putBF16(kn)}
+	return a
+}
+
+// rotated is a head normed and rotated. plain rounds after each operation as bf16 arithmetic does.
+func rotated(s shape, dst, x, gamma, cosSin []float32, plain bool) {
+	round := func(v float32) float32 {
+		if plain {
+			return toBF16(v)
+		}
+		return v
+	}
+	h := append([]float32{}, x...)
+	if s.QKNorm {
+		ones := make([]float32, s.Dim)
+		for i := range ones {
+			ones[i] = 1
+		}
+		cpu.RMSNorm(h, h, ones, s.Eps)
+		for i := range h {
+			h[i] = round(round(h[i]) * gamma[i])
+		}
+	}
+	for i := range s.Dim / 2 {
+		cos, sin := round(cosSin[2*i]), round(cosSin[2*i+1])
+		lo, hi := h[i], h[i+s.Dim/2]
+		dst[i] = round(round(lo*cos) - round(hi*sin))
+		dst[i+s.Dim/2] = round(round(hi*cos) + round(lo*sin))
+	}
+}
+
+// attendPlain is attention in plain bf16 arithmetic: scores and probabilities are rounded.
+func attendPlain(s shape, out, q, k, v []float32, n, ctx int) {
+	scale := 1 / math.Sqrt(float64(s.Dim))
+	for t := range n {
+		end := ctx - n + t + 1
+		begin := 0
+		if s.Window > 0 {
+			begin = max(0, end-s.Window)
+		}
+		for h := range s.Heads {
+			score := make([]float64, end)
+			largest, sum := math.Inf(-1), 0.0
+			for p := begin; p < end; p++ {
+				dot := 0.0
+				for i := range s.Dim {
+					dot += float64(q[(t*s.Heads+h)*s.Dim+i]) * float64(k[(p*s.KVHeads+h/(s.Heads/s.KVHeads))*s.Dim+i])
+				}
+				score[p] = float64(toBF16(toBF16(float32(dot)) * float32(scale)))
+				largest = max(largest, score[p])
+			}
+			for p := begin; p < end; p++ {
+				score[p] = math.Exp(score[p] - largest)
+				sum += score[p]
+			}
+			for i := range s.Dim {
+				total := 0.0
+				for p := begin; p < end; p++ {
+					total += float64(toBF16(float32(score[p]/sum))) * float64(v[(p*s.KVHeads+h/(s.Heads/s.KVHeads))*s.Dim+i])
+				}
+				out[(t*s.Heads+h)*s.Dim+i] = toBF16(float32(total))
+			}
+		}
+	}
+}
+
+// checkCache holds what the step left in the cache: the new tokens' K (within a rounding) and V, and all else as it was.
+func (a *attnRig) checkCache(c attnCase) {
+	a.Helper()
+	s := a.shape
+	layer := int(s.layerKVBytes() / 2)
+	want := append([]float32{}, a.kv...)
+	isK := map[int]bool{}
+	for row, pages := range a.pages {
+		for p := c.pos[row]; p < c.pos[row]+c.len[row]; p++ {
+			for h := range s.KVHeads {
+				for part, from := range [][]float32{a.kExact[row], a.v[row]} {
+					to := layer + (((int(pages[p/s.Page])*2+part)*s.KVHeads+h)*s.Page+p%s.Page)*s.Dim
+					copy(want[to:to+s.Dim], from[(p*s.KVHeads+h)*s.Dim:])
+					if part == 0 {
+						for i := range s.Dim {
+							isK[to+i] = true
+						}
+					}
+				}
+			}
+		}
+	}
+	for i, v := range a.getBF16(a.b.KV, len(want)) {
+		if isK[i] {
+			require.InDelta(a, want[i], v, 4*math.Max(1, math.Abs(float64(want[i])))/256, "K at %d", i)
+		} else if want[i] != v {
+			require.Equal(a, want[i], v, "cache at %d", i)
+		}
+	}
+}
+
+// TestAttnDecode: one token a row, contexts around every edge of tiles, pages, splits and windows.
+func TestAttnDecode(t *testing.T) {
+	for name, s := range attnShapes() {
+		for _, ctx := range [][]int{{1}, {2, 15, 16, 17}, {63, 64, 65, 100, 128, 129}, {700}, {1023, 3, 2049}, {4096, 40, 41, 39, 301}} {
+			t.Run(fmt.Sprintf("%s/ctx=%v", name, ctx), func(t *testing.T) {
+				c := attnCase{}
+				for _, n := range ctx {
+					c.pos, c.len = append(c.pos, n-1), append(c.len, 1)
+				}
+				a := newAttnRig(t, s, c)
+				a.run(attnDecodeOp(a.device, s, &a.b, a.w, 1, a.rows))
+				requireClose(t, a.exact, a.plain, a.getBF16(a.b.Att, a.tokens*s.qDim()), "attention")
+				a.checkCache(c)
+				for _, v := range get[uint32](a.rig, a.b.AttnScratch, s.MaxRows*s.KVHeads) {
+					require.Zero(t, v, "a counter is left")
+				}
+			})
+		}
+	}
+}
+
+// TestAttnDecodePadding: a padding row touches nothing, and its output is finite.
+func TestAttnDecodePadding(t *testing.T) {
+	s := attnShapes()["heads=32/kv=8/dim=128/page=64/window=0/norm=false"]
+	c := attnCase{pos: []int{99}, len: []int{1}}
+	a := newAttnRig(t, s, c)
+	a.b.RowSlot, a.b.RowCtx = put(a.rig, []int32{1, -1}), put(a.rig, []int32{100, 0})
+	a.b.QKV, a.b.Att = put(a.rig, append(get[uint16](a.rig, a.b.QKV, s.qkvDim()), make([]uint16, s.qkvDim())...)), a.room(4*s.qDim())
+	a.run(attnDecodeOp(a.device, s, &a.b, a.w, 1, 2))
+	got := a.getBF16(a.b.Att, 2*s.qDim())
+	requireClose(t, a.exact, a.plain, got[:s.qDim()], "attention")
+	for _, v := range got[s.qDim():] {
+		require.False(t, math.IsNaN(float64(v)))
+	}
+	a.checkCache(c)
+}
+
+// TestAttnPrefill: chunks of several rows, with and without cached prefixes.
+func TestAttnPrefill(t *testing.T) {
+	for name, s := range attnShapes() {
+		for _, c := range []attnCase{{"one", []int{0}, []int{1}}, {"short", []int{0, 0, 0}, []int{17, 64, 65}}, {"tile", []int{0}, []int{128}},
+			{"long", []int{0}, []int{333}}, {"cached", []int{64, 100, 511}, []int{129, 5, 1}}, {"far", []int{1500}, []int{40}}} {
+			t.Run(name+"/"+c.name, func(t *testing.T) {
+				a := newAttnRig(t, s, c)
+				a.run(ropeKVOp(a.device, s, &a.b, a.w, 1, 0, a.tokens), attnPrefillOp(a.device, s, &a.b, 1, 0, a.rows, a.longest))
+				requireClose(t, a.exact, a.plain, a.getBF16(a.b.Att, a.tokens*s.qDim()), "attention")
+				a.checkCache(c)
+			})
+		}
+	}
+}

@@ -93,13 +93,13 @@ var ropeTypes = []string{"default", "linear", "llama3", "yarn"}
 
 // wants says in words which values k takes.
 func (k *key) wants() string {
+	if k.kind <= number && k.min == k.max {
+		return fmt.Sprintf("%g", k.min)
+	}
 	switch k.kind {
 	case whole:
 		return fmt.Sprintf("a whole number from %.0f to %.0f", k.min, k.max)
 	case number:
-		if k.min == k.max {
-			return fmt.Sprintf("%g", k.min)
-		}
 		return fmt.Sprintf("a number from %g to %g", k.min, k.max)
 	case boolean:
 		return "true or false"

@@ -18,7 +18,34 @@ func (t *Tensor) Row(i int, dst []float32) {
 		return
 	}
 	size := t.RowBytes()
-	layouts[t.DType].decodeBlocks(dst, t.Data[i*size:(i+1)*size])
+	row := t.Data[i*size : (i+1)*size]
+	if t.DType == I4 {
+		t.Quant.decodeI4(i, dst, row)
+		return
+	}
+	layouts[t.DType].decodeBlocks(dst, row)
+	if t.Quant != nil {
+		scale := t.Quant.Scales[i%len(t.Quant.Scales)] // one for all, or the row's
+		for j := range dst {
+			dst[j] *= scale
+		}
+	}
+}
+
+// decodeI4 decodes row i, group by group.
+func (q *Quant) decodeI4(i int, dst []float32, row []byte) {
+	groups := len(dst) / q.GroupSize
+	for g := range groups {
+		scale, zero := q.Scales[i*groups+g], 8
+		if q.Zeros != nil {
+			zero = int(q.Zeros[i*groups+g])
+		}
+		out := dst[g*q.GroupSize : (g+1)*q.GroupSize]
+		for j := range out {
+			nibble := row[(g*q.GroupSize+j)/2] >> (4 * uint(j&1)) & 15
+			out[j] = float32(int(nibble)-zero) * scale
+		}
+	}
 }
 
 // F16ToFloat32 is exact. A subnormal goes the same way as all: the float32 with the same exponent field is 2^-112 of it.

@@ -21,6 +21,7 @@ var layouts = [...]layout{
 	F8E4M3: {"F8_E4M3", 1, 1, decodeF8E4M3},
 	I32:    {"I32", 1, 4, nil},
 	I64:    {"I64", 1, 8, nil},
+	I4:     {"I4", 2, 1, nil},
 }
 
 // String is the type's name in files.

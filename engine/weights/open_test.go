@@ -154,7 +154,7 @@ func TestWrongType(t *testing.T) {
 	header := `{"model.embed_tokens.weight": {"dtype": "I32", "shape": [2, 4], "data_offsets": [0, 32]}}`
 	require.NoError(t, os.WriteFile(filepath.Join(dir, singleFile), withHeader(header, 32), 0o644))
 	_, err := Open(dir, &model.Config{HiddenSize: 4, VocabSize: 2})
-	require.EqualError(t, err, filepath.Join(dir, singleFile)+": tensor model.embed_tokens.weight: type I32 is not supported: want F32, F16 or BF16")
+	require.EqualError(t, err, filepath.Join(dir, singleFile)+": tensor model.embed_tokens.weight: type I32 is not supported: want F32, F16 or BF16; a quantised checkpoint's config.json must have a quantization_config")
 }
 
 func TestNotARegularFile(t *testing.T) {

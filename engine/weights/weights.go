@@ -24,6 +24,7 @@ const (
 	F8E4M3
 	I32
 	I64
+	I4 // unsigned, two in a byte, the first in the low half; Tensor.Quant gives them their meaning
 )
 
 // Tensor is one weight. A matrix is [out, in], row-major, and blocks never cross a row.
@@ -36,6 +37,20 @@ type Tensor struct {
 	Data []byte
 	// Dummy says how to make the values where there are no bytes; nil for a tensor read from a file.
 	Dummy *Dummy
+	// Quant holds the scales of F8E4M3 and I4 tensors; nil for others. GGUF blocks carry theirs.
+	Quant *Quant
+}
+
+// Quant gives a quantised matrix [out, in] its meaning, the same for every kind of checkpoint. With q for a stored element,
+// the value of an F8E4M3 matrix is q*scale and that of an I4 matrix (q-zero)*scale, the difference in whole numbers and the
+// product in float32.
+type Quant struct {
+	// Scales is [1] (of the whole matrix), [out] (of each row), or [out, in/GroupSize] (of each group of neighbours in a row).
+	Scales    []float32
+	Zeros     []uint8 // as Scales, 0..16; nil for F8E4M3, and for I4 where all are 8
+	GroupSize int     // elements of a group, a multiple of 8; in where a row has one scale or the matrix has
+	// InputScale is what the checkpoint divides the layer's input by before it rounds it to F8E4M3; 0 where it stores none.
+	InputScale float32
 }
 
 // RowLen is the number of elements of a row; a vector is one row.

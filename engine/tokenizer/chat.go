@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"sort"
+	"strings"
 	"sync"
 	"time"
 
@@ -14,7 +15,8 @@ import (
 // Message is one turn of a conversation.
 type Message struct {
 	Role string
-	// Content is a string, or a list of parts such as {"type": "text", "text": "…"} as []any or []map[string]any; nil for none.
+	// Content is a string, or a list of parts such as {"type": "text", "text": "…"} as json.RawMessage, []any or
+	// []map[string]any; nil for none. A template that does not know parts gets the text parts as one string, a line each.
 	Content    any
 	Name       string
 	ToolCalls  []ToolCall // of an assistant
@@ -96,7 +98,7 @@ func (t *Tokenizer) ApplyChatTemplate(messages []Message, o ChatOptions) (string
 	if err != nil {
 		return "", err
 	}
-	data, err := t.chatData(messages, o)
+	data, err := t.chatData(messages, o, readsParts.MatchString(t.chat.sources[name]))
 	if err != nil {
 		return "", err
 	}
@@ -113,7 +115,11 @@ func (c *chatTemplates) get(name string) (*jinja.Template, error) {
 	if !ok {
 		return nil, &TemplateError{Problem: fmt.Sprintf("the model has no template %q, only %v", name, sortedKeys(c.sources))}
 	}
-	template, err := jinja.Compile(instrument(source))
+	rewritten, err := instrument(source)
+	if err != nil {
+		return nil, err
+	}
+	template, err := jinja.Compile(rewritten)
 	if err != nil {
 		return nil, &TemplateError{Problem: "cannot be compiled", Err: err}
 	}
@@ -180,7 +186,7 @@ func render(template *jinja.Template, data map[string]jinja.Value, now time.Time
 }
 
 // chatData makes the variables of a template.
-func (t *Tokenizer) chatData(messages []Message, o ChatOptions) (map[string]jinja.Value, error) {
+func (t *Tokenizer) chatData(messages []Message, o ChatOptions, parts bool) (map[string]jinja.Value, error) {
 	data := map[string]jinja.Value{
 		"add_generation_prompt": jinja.NewBool(o.AddGenerationPrompt), "tools": jinja.None(), "documents": jinja.None(),
 	}
@@ -206,7 +212,7 @@ func (t *Tokenizer) chatData(messages []Message, o ChatOptions) (map[string]jinj
 	}
 	list := make([]jinja.Value, len(messages))
 	for i := range messages {
-		v, err := messages[i].value()
+		v, err := messages[i].value(parts)
 		if err != nil {
 			return nil, &TemplateError{Problem: fmt.Sprintf("message %d", i), Err: err}
 		}
@@ -216,13 +222,19 @@ func (t *Tokenizer) chatData(messages []Message, o ChatOptions) (map[string]jinj
 	return data, nil
 }
 
-func (m *Message) value() (jinja.Value, error) {
+// value makes the object that templates see. Without parts, content is a string.
+func (m *Message) value(parts bool) (jinja.Value, error) {
 	v := jinja.NewDict()
 	d := v.AsDict()
 	d.Set("role", jinja.NewString(m.Role))
 	content, err := goValue(m.Content)
 	if err != nil {
 		return v, err
+	}
+	if content.IsList() && !parts {
+		if content, err = joinParts(content.AsList()); err != nil {
+			return v, err
+		}
 	}
 	d.Set("content", content)
 	if m.Name != "" {
@@ -261,4 +273,20 @@ func (m *Message) value() (jinja.Value, error) {
 		d.Set(name, extra)
 	}
 	return v, nil
+}
+
+// joinParts makes one string of text parts.
+func joinParts(parts *jinja.List) (jinja.Value, error) {
+	var lines []string
+	for _, part := range parts.Items {
+		text := jinja.Undefined()
+		if part.IsDict() {
+			text, _ = part.AsDict().Get("text")
+		}
+		if !text.IsString() {
+			return text, errors.New("content has a part that is no text, which the template does not know")
+		}
+		lines = append(lines, text.AsString())
+	}
+	return jinja.NewString(strings.Join(lines, "\n")), nil
 }

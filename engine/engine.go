@@ -49,8 +49,8 @@ func WithProgress(f func(phase string, done, total float64, unit string)) Opt {
 }
 
 // Open loads the model at path, a Hugging Face directory or a GGUF file, opens a backend for it and starts the engine. path may
-// be empty if the options carry one. Errors are typed: *[OptionError], *model.Error, *weights.Error, *tokenizer.FormatError,
-// [ErrNoDevice] and the backends' own. On an error nothing stays open.
+// be empty if the options carry one. Errors are typed: *[OptionError], *model.Error, *weights.Error, *tokenizer.FormatError, and
+// *[DeviceError], which wraps [ErrNoDevice] where there is no GPU. On an error nothing stays open.
 func Open(ctx context.Context, path string, opts ...Opt) (_ *Engine, err error) {
 	p := opening{options: DefaultOptions()}
 	for _, opt := range opts {

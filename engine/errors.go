@@ -38,3 +38,14 @@ func (e *OptionError) Error() string {
 type RequestError struct{ Field, Problem string }
 
 func (e *RequestError) Error() string { return e.Field + ": " + e.Problem }
+
+// DeviceError tells that a backend could not be opened: too little memory, an option that it does not have, a weight it cannot
+// compute with.
+type DeviceError struct {
+	Device string // "cpu" or "cuda"
+	Err    error
+}
+
+func (e *DeviceError) Error() string { return "open " + e.Device + " backend: " + e.Err.Error() }
+
+func (e *DeviceError) Unwrap() error { return e.Err }

@@ -138,10 +138,17 @@ func openBackend(o *Options, cfg *model.Config, w *weights.Store, b backend.Opti
 			device = "cuda"
 		}
 	}
+	var opened backend.Backend
+	var err error
 	if device == "cuda" {
-		return openCUDA(cfg, w, b)
+		opened, err = openCUDA(cfg, w, b)
+	} else {
+		opened, err = cpu.Open(cfg, w, b)
 	}
-	return cpu.Open(cfg, w, b)
+	if err != nil {
+		return nil, &DeviceError{device, err}
+	}
+	return opened, nil
 }
 
 // pageSizeForTokens is the page size if MaxTotalTokens is to be counted in pages and none was chosen.

@@ -1,0 +1,173 @@
+package profiling
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"slices"
+	"time"
+
+	"github.com/tokamak-engine/tokamak/engine/trace"
+	"github.com/tokamak-engine/tokamak/profiling/chrometrace"
+)
+
+// Recording is what a source hands over, on this process's clock.
+type Recording struct {
+	Events []Event
+	// Names gives tracks their names: processes above 1 belong to sources.
+	Processes map[int]string
+	Threads   map[chrometrace.Track]string
+	Meta      map[string]string
+}
+
+// Event is one thing a source saw.
+type Event struct {
+	Name, Category string
+	Track          chrometrace.Track
+	Start          time.Time
+	Length         time.Duration
+	Args           []chrometrace.Arg
+	// Counter makes it a gauge with Value from Start on.
+	Counter bool
+	Value   float64
+	// Launched is when the host asked for it, and by which track; zero where nobody did. It ties a kernel to its step.
+	Launched     time.Time
+	LaunchedFrom chrometrace.Track
+	Flow         uint64
+}
+
+// Tracks of the engine's own process.
+const (
+	hostPID     = 1
+	loopTID     = 1
+	stepTID     = 2 // and 3: two steps may be in flight at once
+	counterTID  = 4
+	requestsTID = 5
+)
+
+// Loop is the track of the engine's loop, from which sources draw arrows.
+var Loop = chrometrace.Track{PID: hostPID, TID: loopTID}
+
+func (c *Capture) writeFile(path string, s *stage, recordings []Recording) (err error) {
+	f, err := os.Create(path)
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, f.Close()) }()
+	w := chrometrace.NewWriter(f)
+	w.Meta("steps", fmt.Sprint(len(s.steps)))
+	w.Meta("begun", c.begun.UTC().Format(time.RFC3339Nano))
+	if c.cut != "" {
+		w.Meta("ended_early", c.cut)
+	}
+	w.Process(hostPID, "tokamak", 0)
+	w.Thread(chrometrace.Track{PID: hostPID, TID: loopTID}, "engine loop", 0)
+	w.Thread(chrometrace.Track{PID: hostPID, TID: stepTID}, "steps (even)", 1)
+	w.Thread(chrometrace.Track{PID: hostPID, TID: stepTID + 1}, "steps (odd)", 2)
+
+	from, to := s.steps[0].Launched, time.Time{}
+	for _, m := range s.marks {
+		if m.start.Before(from) {
+			from = m.start
+		}
+	}
+	at := func(t time.Time) time.Duration { return t.Sub(from) }
+	for _, step := range s.steps {
+		end := step.WaitStart.Add(step.WaitTime)
+		if end.After(to) {
+			to = end
+		}
+		w.Complete(fmt.Sprintf("%s batch=%d tokens=%d", step.Phase, step.Rows, step.Tokens), "step",
+			chrometrace.Track{PID: hostPID, TID: stepTID + int(step.ID%2)}, at(step.Launched), end.Sub(step.Launched),
+			chrometrace.Arg{Key: "step", Value: step.ID}, chrometrace.Arg{Key: "rows", Value: step.Rows}, chrometrace.Arg{Key: "decode_rows", Value: step.DecodeRows},
+			chrometrace.Arg{Key: "tokens", Value: step.Tokens}, chrometrace.Arg{Key: "sampled_tokens", Value: step.SampledTokens}, chrometrace.Arg{Key: "in_flight", Value: step.InFlight})
+	}
+	slices.SortStableFunc(s.marks, func(a, b mark) int { return a.start.Compare(b.start) })
+	for _, m := range s.marks {
+		w.Complete(m.name, string(m.category), Loop, at(m.start), m.length, chrometrace.Arg{Key: "step", Value: m.step})
+	}
+	for _, sp := range c.kept.spans {
+		if start, finish := later(sp.start, from), earlier(sp.finish, to); finish.After(start) {
+			w.Async(sp.name, "request", chrometrace.Track{PID: hostPID, TID: requestsTID}, sp.id, at(start), finish.Sub(start), chrometrace.Arg{Key: "request", Value: sp.id})
+		}
+	}
+	for _, v := range c.kept.counters {
+		if !v.at.Before(from) && !v.at.After(to.Add(time.Millisecond)) {
+			w.Counter(v.name, chrometrace.Track{PID: hostPID, TID: counterTID}, at(v.at), float64(v.value))
+		}
+	}
+	for _, r := range recordings {
+		r.write(w, s.steps, from, to)
+	}
+	return w.Close()
+}
+
+func later(a, b time.Time) time.Time {
+	if a.After(b) {
+		return a
+	}
+	return b
+}
+
+func earlier(a, b time.Time) time.Time {
+	if a.Before(b) {
+		return a
+	}
+	return b
+}
+
+// write adds a source's events that belong to the steps kept: those launched within a step's launch, and those without a launch that lie
+// between the first step and the last.
+func (r *Recording) write(w *chrometrace.Writer, steps []trace.Step, from, to time.Time) {
+	for _, pid := range sortedKeys(r.Processes) {
+		w.Process(pid, r.Processes[pid], pid)
+	}
+	for track, name := range r.Threads {
+		w.Thread(track, name, track.TID)
+	}
+	for key, value := range r.Meta {
+		w.Meta(key, value)
+	}
+	for _, e := range r.Events {
+		args := e.Args
+		if e.Launched.IsZero() {
+			if e.Start.Before(from) || e.Start.After(to) {
+				continue
+			}
+		} else {
+			step, ok := stepLaunching(steps, e.Launched)
+			if !ok {
+				continue
+			}
+			args = append(args[:len(args):len(args)], chrometrace.Arg{Key: "step", Value: step})
+		}
+		if e.Counter {
+			w.Counter(e.Name, e.Track, e.Start.Sub(from), e.Value)
+			continue
+		}
+		w.Complete(e.Name, e.Category, e.Track, e.Start.Sub(from), e.Length, args...)
+		if e.Flow != 0 {
+			w.Flow("launch", "launch", e.Flow, e.LaunchedFrom, e.Launched.Sub(from), e.Track, e.Start.Sub(from))
+		}
+	}
+}
+
+// stepLaunching finds the step during whose launch t lies.
+func stepLaunching(steps []trace.Step, t time.Time) (uint64, bool) {
+	i, _ := slices.BinarySearchFunc(steps, t, func(s trace.Step, t time.Time) int { return s.Launched.Compare(t) })
+	for _, j := range []int{i, i - 1} {
+		if j >= 0 && j < len(steps) && !t.Before(steps[j].Launched) && !t.After(steps[j].Launched.Add(steps[j].LaunchTime)) {
+			return steps[j].ID, true
+		}
+	}
+	return 0, false
+}
+
+func sortedKeys(m map[int]string) []int {
+	var keys []int
+	for k := range m {
+		keys = append(keys, k)
+	}
+	slices.Sort(keys)
+	return keys
+}

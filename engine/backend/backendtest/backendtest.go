@@ -97,24 +97,27 @@ func Run(t *testing.T, s Suite) {
 		})
 	}
 	h := s.open(t, anyModel, weights.NewDummy(anyModel), 0)
-	for name, test := range map[string]func(*testing.T){
-		"launch ahead":  h.testLaunchAhead,
-		"in flight":     h.testInFlight,
-		"batch copied":  h.testBatchIsCopied,
-		"result reused": h.testResultIsReused,
-		"slot reuse":    h.testSlotReuse,
-		"resume":        h.testResume,
-		"malformed":     h.testMalformed,
-		"mask":          h.testMask,
-		"bias":          h.testBias,
-		"penalties":     h.testPenalties,
-		"seeds":         h.testSeeds,
-		"truncation":    h.testTruncation,
-		"distribution":  h.testDistribution,
-		"log probs":     h.testLogProbs,
-		"targets":       h.testTargets,
+	for _, c := range []struct {
+		name string
+		test func(*testing.T)
+	}{
+		{"malformed", h.testMalformed}, // first: it wants slots that no sequence has had
+		{"launch ahead", h.testLaunchAhead},
+		{"in flight", h.testInFlight},
+		{"batch copied", h.testBatchIsCopied},
+		{"result reused", h.testResultIsReused},
+		{"slot reuse", h.testSlotReuse},
+		{"resume", h.testResume},
+		{"mask", h.testMask},
+		{"bias", h.testBias},
+		{"penalties", h.testPenalties},
+		{"seeds", h.testSeeds},
+		{"truncation", h.testTruncation},
+		{"distribution", h.testDistribution},
+		{"log probs", h.testLogProbs},
+		{"targets", h.testTargets},
 	} {
-		t.Run(name, test)
+		t.Run(c.name, c.test)
 	}
 	t.Run("non-finite", s.testNonFinite)
 	t.Run("close", s.testClose)

@@ -30,6 +30,24 @@ func (h *harness) step(t *testing.T, rows ...backend.Row) []backend.RowResult {
 	return out.Rows
 }
 
+// drawAll draws once in every slot from q's prompt, with the seeds from seed on.
+func (h *harness) drawAll(t *testing.T, q *sequence, s backend.Sampling, temperature float32, seed uint64) []int32 {
+	t.Helper()
+	s.Temperature, s.RepetitionPenalty = temperature, 1
+	var rows []backend.Row
+	for slot := range maxRows {
+		s.Seed = seed + uint64(slot)
+		rows = append(rows, backend.Row{
+			Slot: slot, Tokens: q.prompt, Pages: h.slotPages(slot, len(q.prompt)), Sample: true, Start: &backend.Start{Sampling: s},
+		})
+	}
+	var tokens []int32
+	for _, r := range h.step(t, rows...) {
+		tokens = append(tokens, r.Token)
+	}
+	return tokens
+}
+
 // ranked lists tokens by falling logit, the lowest id first on a tie.
 func ranked(logits []float32) []int32 {
 	ids := make([]int32, len(logits))
@@ -193,13 +211,12 @@ func (h *harness) testTruncation(t *testing.T) {
 		"all of them": {backend.Sampling{TopK: inTopP + 3, TopP: topP, MinP: minP}, min(inTopP, inMinP)},
 	} {
 		seen := map[int32]bool{}
-		for seed := range uint64(150) {
-			q.start.Sampling = c.s
-			q.start.Sampling.Temperature, q.start.Sampling.Seed, q.start.Sampling.RepetitionPenalty = temperature, seed, 1
-			token := h.draw(t, q, nil).Token
-			rank := slices.Index(order, token)
-			require.Less(t, rank, c.kept+slack, "%s drew the token of rank %d of %d kept", name, rank, c.kept)
-			seen[token] = true
+		for seed := uint64(0); seed < 20*maxRows; seed += maxRows {
+			for _, token := range h.drawAll(t, q, c.s, temperature, seed) {
+				rank := slices.Index(order, token)
+				require.Less(t, rank, c.kept+slack, "%s drew the token of rank %d of %d kept", name, rank, c.kept)
+				seen[token] = true
+			}
 		}
 		if c.kept > 1 {
 			require.Greater(t, len(seen), 1, name)
@@ -219,19 +236,11 @@ func (h *harness) testDistribution(t *testing.T) {
 		weights[i] = math.Exp(float64(plain.Logits[id]-plain.Logits[order[0]]) / temperature)
 		total += weights[i]
 	}
-	// Eight slots draw at once from the same prompt.
 	const draws = 2000
 	counts := map[int32]float64{}
 	for n := 0; n < draws; n += maxRows {
-		var rows []backend.Row
-		for slot := range maxRows {
-			r := h.newSequence(65, slot, 9, 1).next(9)
-			r.Logits = false
-			r.Start.Sampling = backend.Sampling{Temperature: temperature, TopK: 6, TopP: 1, RepetitionPenalty: 1, Seed: uint64(n + slot)}
-			rows = append(rows, r)
-		}
-		for _, r := range h.step(t, rows...) {
-			counts[r.Token]++
+		for _, token := range h.drawAll(t, q, backend.Sampling{TopK: 6, TopP: 1}, temperature, uint64(n)) {
+			counts[token]++
 		}
 	}
 	var chi float64

@@ -126,11 +126,17 @@ func (h *harness) newSequence(seed uint64, slot, n, generate int) *sequence {
 	for i := range q.prompt {
 		q.prompt[i] = r.Int32N(int32(h.info.VocabSize))
 	}
-	perSlot := h.info.NumPages / h.info.MaxRows
-	for i := range h.numPages(n + generate) {
-		q.pages = append(q.pages, int32(slot*perSlot+i))
-	}
+	q.pages = h.slotPages(slot, n+generate)
 	return q
+}
+
+// slotPages is a table for so many tokens that shares no page with another slot's.
+func (h *harness) slotPages(slot, tokens int) []int32 {
+	pages := make([]int32, h.numPages(tokens))
+	for i := range pages {
+		pages[i] = int32(slot*h.info.NumPages/h.info.MaxRows + i)
+	}
+	return pages
 }
 
 func (h *harness) numPages(tokens int) int { return (tokens + h.info.PageSize - 1) / h.info.PageSize }

@@ -1,6 +1,7 @@
 package cpu
 
 import (
+	"runtime"
 	"testing"
 
 	"github.com/tokamak-engine/tokamak/engine/backend"
@@ -9,12 +10,53 @@ import (
 	"github.com/tokamak-engine/tokamak/engine/weights"
 )
 
-func TestConformance(t *testing.T) {
-	backendtest.Run(t, backendtest.Suite{
+func suite() backendtest.Suite {
+	return backendtest.Suite{
 		Open: func(cfg *model.Config, w *weights.Store, o backend.Options) (backend.Backend, error) {
 			return Open(cfg, w, o)
 		},
 		Options:   backend.Options{Threads: 2},
 		PageSizes: []int{16, 5},
-	})
+	}
+}
+
+func TestConformance(t *testing.T) {
+	s := suite()
+	if fastest() == &portable {
+		s.Models = smallModels()
+	}
+	backendtest.Run(t, s)
+}
+
+// smallModels are the suite's models with sizes that plain Go runs in seconds.
+func smallModels() map[string]*model.Config {
+	models := backendtest.Models()
+	for _, cfg := range models {
+		cfg.HiddenSize, cfg.IntermediateSize, cfg.HeadDim = 64, 96, 16
+	}
+	return models
+}
+
+// TestConformanceOfLevels runs the suite on the levels below the fastest, and with more threads than processors.
+func TestConformanceOfLevels(t *testing.T) {
+	names := []string{}
+	for _, ks := range levels {
+		names = append(names, ks.name)
+	}
+	for i, name := range names[1:] {
+		t.Run("level="+name, func(t *testing.T) {
+			defer disableLevel(names[i])()
+			s := suite()
+			s.Models = map[string]*model.Config{"llama": smallModels()["llama"]}
+			s.PageSizes, s.Options.Threads = nil, runtime.GOMAXPROCS(0)+1
+			backendtest.Run(t, s)
+		})
+	}
+}
+
+func TestConformanceOfBF16Cache(t *testing.T) {
+	s := suite()
+	s.Models = map[string]*model.Config{"llama": backendtest.Models()["llama"]}
+	s.Options.KVDType = "bfloat16"
+	backendtest.Run(t, s)
 }

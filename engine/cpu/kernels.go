@@ -43,27 +43,43 @@ var portable = kernels{
 	swiglu:     SwiGLU,
 }
 
-// dot is the package's dot product without fused multiply-adds: 16 lane sums, added as the vector kernels add them.
+// dot is the package's dot product without fused multiply-adds: 16 lane sums, added as the vector kernels add them. Eight lanes
+// a pass is what fits in registers.
 func dot(a, b []float32) float32 {
+	n := len(a) / lanes * lanes
 	var s [lanes]float32
-	b = b[:len(a)]
-	for ; len(a) >= lanes; a, b = a[lanes:], b[lanes:] {
-		x, y := (*[lanes]float32)(a), (*[lanes]float32)(b)
-		for l := range s {
-			s[l] += x[l] * y[l]
-		}
+	dotLanes((*[8]float32)(s[:8]), a[:n], b[:n])
+	if n > 0 {
+		dotLanes((*[8]float32)(s[8:]), a[8:n], b[8:n])
 	}
-	for l := range a {
-		s[l] += a[l] * b[l]
+	for l := range len(a) - n {
+		s[l] += a[n+l] * b[n+l]
 	}
-	return sumLanes(&s)
-}
-
-func sumLanes(s *[lanes]float32) float32 {
 	for l := range 8 {
 		s[l] += s[l+8]
 	}
 	return ((s[0] + s[1]) + (s[2] + s[3])) + ((s[4] + s[5]) + (s[6] + s[7]))
+}
+
+// dotLanes sums the products of the first eight of every sixteen elements.
+func dotLanes(sums *[8]float32, a, b []float32) {
+	var s0, s1, s2, s3, s4, s5, s6, s7 float32
+	for len(a) >= 8 && len(b) >= 8 {
+		x, y := (*[8]float32)(a), (*[8]float32)(b)
+		s0 += x[0] * y[0]
+		s1 += x[1] * y[1]
+		s2 += x[2] * y[2]
+		s3 += x[3] * y[3]
+		s4 += x[4] * y[4]
+		s5 += x[5] * y[5]
+		s6 += x[6] * y[6]
+		s7 += x[7] * y[7]
+		if len(a) < lanes || len(b) < lanes {
+			break
+		}
+		a, b = a[lanes:], b[lanes:]
+	}
+	*sums = [8]float32{s0, s1, s2, s3, s4, s5, s6, s7}
 }
 
 func tilePortable(y, x, w []float32, ldy, ldx, ldw, m, n, k int) {

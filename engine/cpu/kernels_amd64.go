@@ -15,12 +15,15 @@ var levels = func() []*kernels {
 	if x.HasAVX512F && x.HasAVX512VL && x.HasAVX512BW && x.HasAVX512DQ {
 		l = append(l, &avx512)
 	}
+	if x.HasAVX2 && x.HasFMA { // every processor with both has F16C
+		l = append(l, &avx2)
+	}
 	return append(l, &portable)
 }()
 
 var avx512 = kernels{
 	name:       "avx512",
-	tile:       tileOf(tile4AVX512, tile1AVX512),
+	tile:       tileOf(4, tile4AVX512, tile1AVX512),
 	accumulate: accumulateOf(accumulate4AVX512, accumulate1AVX512),
 	softmax: func(x []float32, scale float32) float32 {
 		return softmaxAVX512(&x[0], len(x), scale)
@@ -44,6 +47,32 @@ var avx512 = kernels{
 	},
 }
 
+var avx2 = kernels{
+	name:       "avx2",
+	tile:       tileOf(2, tile2AVX2, tile1AVX2),
+	accumulate: accumulateOf(accumulate4AVX2, accumulate1AVX2),
+	softmax: func(x []float32, scale float32) float32 {
+		return softmaxAVX2(&x[0], len(x), scale)
+	},
+	swiglu: swigluOf(swigluAVX2),
+	vecmat: [numDTypes]func(y, x []float32, w []byte, rowBytes int){
+		weights.F32:  vecmatOf(vecmatF32AVX2),
+		weights.F16:  vecmatOf(vecmatF16AVX2),
+		weights.BF16: vecmatOf(vecmatBF16AVX2),
+		weights.Q8_0: vecmatOf(vecmatQ8_0AVX2),
+		weights.Q4_0: vecmatOf(vecmatQ4_0AVX2),
+		weights.Q4_1: vecmatOf(vecmatQ4_1AVX2),
+	},
+	decode: [numDTypes]func(dst []float32, row []byte){
+		weights.F32:  decodeOf(decodeF32AVX2),
+		weights.F16:  decodeOf(decodeF16AVX2),
+		weights.BF16: decodeOf(decodeBF16AVX2),
+		weights.Q8_0: decodeOf(decodeQ8_0AVX2),
+		weights.Q4_0: decodeOf(decodeQ4_0AVX2),
+		weights.Q4_1: decodeOf(decodeQ4_1AVX2),
+	},
+}
+
 // Tables that the assembly reads.
 var (
 	nibbles        = [16]float32{0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15}
@@ -55,15 +84,27 @@ var (
 		-86, 88, 1.44269504088896341, 1.5 * (1 << 23), -0.693359375, 2.12194440e-4,
 		1.9875691500e-4, 1.3981999507e-3, 8.3334519073e-3, 4.1665795894e-2, 1.6666665459e-1, 5.0000001201e-1, 1,
 	}
+	expVectors = func() (v [len(expConstants) * 8]float32) { // each constant eight times
+		for i := range v {
+			v[i] = expConstants[i/8]
+		}
+		return v
+	}()
+	tailMasks = func() (m [32]uint32) {
+		for i := range 16 {
+			m[i] = ^uint32(0)
+		}
+		return m
+	}()
 )
 
-// tileOf makes a tile kernel of two that take whole groups of four rows of w: one for four rows of x, one for one.
-func tileOf(four func(y, x, w *float32, ldy, ldx, ldw, k, groups int), one func(y, x, w *float32, ldw, k, groups int)) func(y, x, w []float32, ldy, ldx, ldw, m, n, k int) {
+// tileOf makes a tile kernel of two that take whole groups of four rows of w: one for several rows of x, one for one.
+func tileOf(rows int, several func(y, x, w *float32, ldy, ldx, ldw, k, groups int), one func(y, x, w *float32, ldw, k, groups int)) func(y, x, w []float32, ldy, ldx, ldw, m, n, k int) {
 	return func(y, x, w []float32, ldy, ldx, ldw, m, n, k int) {
 		groups, rest := n/4, n%4
 		i := 0
-		for ; i+4 <= m && groups > 0; i += 4 {
-			four(&y[i*ldy], &x[i*ldx], &w[0], ldy, ldx, ldw, k, groups)
+		for ; i+rows <= m && groups > 0; i += rows {
+			several(&y[i*ldy], &x[i*ldx], &w[0], ldy, ldx, ldw, k, groups)
 		}
 		for ; i < m && groups > 0; i++ {
 			one(&y[i*ldy], &x[i*ldx], &w[0], ldw, k, groups)
@@ -182,3 +223,57 @@ func vecmatQ4_0AVX512(y, x *float32, w0, w1, w2, w3 *byte, units int)
 
 //go:noescape
 func vecmatQ4_1AVX512(y, x *float32, w0, w1, w2, w3 *byte, units int)
+
+//go:noescape
+func tile2AVX2(y, x, w *float32, ldy, ldx, ldw, k, groups int)
+
+//go:noescape
+func tile1AVX2(y, x, w *float32, ldw, k, groups int)
+
+//go:noescape
+func accumulate4AVX2(out, p, v *float32, ldp, n, dim int)
+
+//go:noescape
+func accumulate1AVX2(out, p, v *float32, n, dim int)
+
+//go:noescape
+func softmaxAVX2(x *float32, n int, scale float32) float32
+
+//go:noescape
+func swigluAVX2(dst, gate, up *float32, n int)
+
+//go:noescape
+func decodeF32AVX2(dst *float32, src *byte, units int)
+
+//go:noescape
+func decodeF16AVX2(dst *float32, src *byte, units int)
+
+//go:noescape
+func decodeBF16AVX2(dst *float32, src *byte, units int)
+
+//go:noescape
+func decodeQ8_0AVX2(dst *float32, src *byte, units int)
+
+//go:noescape
+func decodeQ4_0AVX2(dst *float32, src *byte, units int)
+
+//go:noescape
+func decodeQ4_1AVX2(dst *float32, src *byte, units int)
+
+//go:noescape
+func vecmatF32AVX2(y, x *float32, w0, w1, w2, w3 *byte, units int)
+
+//go:noescape
+func vecmatF16AVX2(y, x *float32, w0, w1, w2, w3 *byte, units int)
+
+//go:noescape
+func vecmatBF16AVX2(y, x *float32, w0, w1, w2, w3 *byte, units int)
+
+//go:noescape
+func vecmatQ8_0AVX2(y, x *float32, w0, w1, w2, w3 *byte, units int)
+
+//go:noescape
+func vecmatQ4_0AVX2(y, x *float32, w0, w1, w2, w3 *byte, units int)
+
+//go:noescape
+func vecmatQ4_1AVX2(y, x *float32, w0, w1, w2, w3 *byte, units int)

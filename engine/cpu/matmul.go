@@ -6,9 +6,12 @@ type product struct {
 	y []float32
 }
 
-// rowsPerTask is the number of weight rows that a worker takes at once in a matrix-vector product: enough to hide the
-// cost of taking them, few enough to even out two workers over the 192 rows of a small KV projection.
-const rowsPerTask = 32
+// In a matrix-vector product a worker takes about a quarter of its share of the weight rows at once, so that a worker that
+// is held up leaves the rest to others; never fewer than minRowsPerTask, as the first rows of a task are not prefetched.
+const (
+	tasksPerWorker = 4
+	minRowsPerTask = 32
+)
 
 // tileBytes bounds a tile of decoded weight rows: it stays in half of a 512 KiB level-2 cache while the activations pass by.
 const tileBytes = 256 << 10
@@ -24,7 +27,11 @@ func (s *stepper) multiply(x []float32, m int, products ...product) {
 	if stride != k {
 		x = s.padRows(x, m, k, stride)
 	}
-	perTask := rowsPerTask
+	rows := 0
+	for i := range products {
+		rows += products[i].w.n
+	}
+	perTask := max(minRowsPerTask, (rows/(tasksPerWorker*s.pool.threads())+3)/4*4)
 	if m > 1 {
 		perTask = min(max(tileBytes/4/stride/4*4, 4), 64)
 	}

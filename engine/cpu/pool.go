@@ -13,26 +13,31 @@ import (
 const spinRounds = 4000
 
 // pool runs loops over independent tasks on persistent workers. One goroutine at a time calls run; it takes part itself as
-// worker 0.
+// worker 0. A loop waits for its tasks, not for the workers: one that the operating system does not let run is not missed
+// until it holds a task.
 type pool struct {
+	spin    int      // spinRounds, or few if there are more workers than processors to run them
 	workers []worker // [threads-1]; worker i has number i+1
 	wg      sync.WaitGroup
 
-	// The loop being run, written before generation advances.
-	task  func(worker, task int)
-	tasks int64
-
-	next       atomic.Int64 // next task to take
-	left       atomic.Int32 // workers that have not finished the loop
-	generation atomic.Uint32
-	closing    atomic.Bool
-	failure    atomic.Pointer[taskPanic]
+	current atomic.Pointer[loop] // the latest one; a worker may still look at an older one, in which no task is left
+	closing atomic.Bool
 }
 
 type worker struct {
 	parked atomic.Bool
 	wake   chan struct{}
 	_      [48]byte // keeps two workers' flags on different cache lines
+}
+
+// loop is one call of run.
+type loop struct {
+	fn    func(worker, task int)
+	tasks int64
+
+	next    atomic.Int64 // task to take
+	done    atomic.Int64 // tasks finished, or given up after a panic
+	failure atomic.Pointer[taskPanic]
 }
 
 // taskPanic carries a panic of a worker to the goroutine that called run.
@@ -44,7 +49,10 @@ type taskPanic struct {
 func (p *taskPanic) Error() string { return fmt.Sprintf("%v\n%s", p.value, p.stack) }
 
 func newPool(threads int) *pool {
-	p := &pool{workers: make([]worker, max(threads, 1)-1)}
+	p := &pool{spin: spinRounds, workers: make([]worker, max(threads, 1)-1)}
+	if threads > runtime.GOMAXPROCS(0) {
+		p.spin = 1
+	}
 	for i := range p.workers {
 		p.workers[i].wake = make(chan struct{}, 1)
 		p.wg.Add(1)
@@ -65,41 +73,46 @@ func (p *pool) run(tasks int, fn func(worker, task int)) {
 		}
 		return
 	}
-	p.task, p.tasks = fn, int64(tasks)
-	p.next.Store(0)
-	p.left.Store(int32(len(p.workers)))
-	p.generation.Add(1)
+	l := &loop{fn: fn, tasks: int64(tasks)}
+	p.publish(l)
+	l.take(0)
+	for spins := 0; l.done.Load() < l.tasks; spins++ {
+		pause()
+		if spins > p.spin {
+			runtime.Gosched()
+		}
+	}
+	if f := l.failure.Load(); f != nil {
+		panic(f)
+	}
+}
+
+// publish makes l the current loop and wakes the workers that are parked.
+func (p *pool) publish(l *loop) {
+	p.current.Store(l)
 	for i := range p.workers {
 		if w := &p.workers[i]; w.parked.CompareAndSwap(true, false) {
 			w.wake <- struct{}{}
 		}
 	}
-	p.take(0)
-	for spins := 0; p.left.Load() > 0; spins++ {
-		pause()
-		if spins > spinRounds {
-			runtime.Gosched()
-		}
-	}
-	p.task = nil
-	if f := p.failure.Swap(nil); f != nil {
-		panic(f)
-	}
 }
 
-func (p *pool) take(number int) {
+// take runs tasks until none is left.
+func (l *loop) take(number int) {
 	defer func() {
 		if v := recover(); v != nil {
-			p.next.Store(p.tasks)
-			p.failure.CompareAndSwap(nil, &taskPanic{v, debug.Stack()})
+			l.failure.CompareAndSwap(nil, &taskPanic{v, debug.Stack()})
+			untaken := l.tasks - l.next.Swap(l.tasks)
+			l.done.Add(1 + max(untaken, 0))
 		}
 	}()
 	for {
-		i := p.next.Add(1) - 1
-		if i >= p.tasks {
+		i := l.next.Add(1) - 1
+		if i >= l.tasks {
 			return
 		}
-		p.task(number, int(i))
+		l.fn(number, int(i))
+		l.done.Add(1)
 	}
 }
 
@@ -107,40 +120,34 @@ func (p *pool) work(index int) {
 	defer p.wg.Done()
 	debug.SetPanicOnFault(true) // a weight file cut short under its mapping is an error of the step, not the end of the process
 	w := &p.workers[index]
-	for seen := uint32(0); ; {
+	for seen := (*loop)(nil); ; {
 		if seen = p.await(w, seen); p.closing.Load() {
 			return
 		}
-		p.take(index + 1)
-		p.left.Add(-1)
+		seen.take(index + 1)
 	}
 }
 
-// await returns the generation that follows seen.
-func (p *pool) await(w *worker, seen uint32) uint32 {
+// await returns the first loop other than seen that the worker finds.
+func (p *pool) await(w *worker, seen *loop) *loop {
 	for {
-		for range spinRounds {
-			if g := p.generation.Load(); g != seen {
-				return g
+		for range p.spin {
+			if l := p.current.Load(); l != seen {
+				return l
 			}
 			pause()
 		}
 		w.parked.Store(true)
-		if g := p.generation.Load(); g != seen && w.parked.CompareAndSwap(true, false) {
-			return g
+		if l := p.current.Load(); l != seen && w.parked.CompareAndSwap(true, false) {
+			return l
 		}
-		<-w.wake // also drains the signal of a run that saw parked before it was taken back
+		<-w.wake // if publish saw parked just before it was taken back, this is its signal
 	}
 }
 
 // close ends the workers. No loop may be running.
 func (p *pool) close() {
 	p.closing.Store(true)
-	p.generation.Add(1)
-	for i := range p.workers {
-		if w := &p.workers[i]; w.parked.CompareAndSwap(true, false) {
-			w.wake <- struct{}{}
-		}
-	}
+	p.publish(&loop{})
 	p.wg.Wait()
 }

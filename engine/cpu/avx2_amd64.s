@@ -1,0 +1,440 @@
+//go:build amd64 && !purego
+
+// Kernels for AVX2, FMA and F16C, in the same order of sums as those for AVX-512. The reference of each is the portable function
+// of the same name in kernels.go and the decoders of package weights.
+
+#include "textflag.h"
+#include "avx2_amd64.h"
+
+// func tile2AVX2(y, x, w *float32, ldy, ldx, ldw, k, groups int)
+// Two rows of x by groups of four rows of w. 16 registers hold 8 sums of 8 lanes, so the lanes are done in two passes.
+TEXT ·tile2AVX2(SB), NOSPLIT, $256-64
+	MOVQ y+0(FP), DI
+	MOVQ x+8(FP), SI
+	MOVQ w+16(FP), DX
+	MOVQ ldy+24(FP), R8
+	MOVQ ldx+32(FP), R9
+	MOVQ ldw+40(FP), R10
+	MOVQ groups+56(FP), R13
+	SHLQ $2, R8
+	SHLQ $2, R9
+	SHLQ $2, R10
+
+tile2Group:
+	XORQ R15, R15           // byte offset of the lanes of this pass
+
+tile2Pass:
+	MOVQ k+48(FP), CX
+	SHRQ $4, CX
+	LEAQ (SI)(R15*1), AX
+	LEAQ (DX)(R15*1), BX
+	LEAQ (BX)(R10*2), R12
+	ADDQ R10, R12           // w row 3
+	CLEAR4(Y0, Y1, Y2, Y3)
+	CLEAR4(Y4, Y5, Y6, Y7)
+
+tile2Loop:
+	VMOVUPS (AX), Y8
+	VMOVUPS (AX)(R9*1), Y9
+	VMOVUPS (BX), Y10
+	VMOVUPS (BX)(R10*1), Y11
+	VMOVUPS (BX)(R10*2), Y12
+	VMOVUPS (R12), Y13
+	VFMADD231PS Y10, Y8, Y0
+	VFMADD231PS Y11, Y8, Y1
+	VFMADD231PS Y12, Y8, Y2
+	VFMADD231PS Y13, Y8, Y3
+	VFMADD231PS Y10, Y9, Y4
+	VFMADD231PS Y11, Y9, Y5
+	VFMADD231PS Y12, Y9, Y6
+	VFMADD231PS Y13, Y9, Y7
+	ADDQ $64, AX
+	ADDQ $64, BX
+	ADDQ $64, R12
+	DECQ CX
+	JNZ  tile2Loop
+
+	TESTQ R15, R15
+	JNZ  tile2Sum
+	VMOVUPS Y0, (SP)
+	VMOVUPS Y1, 32(SP)
+	VMOVUPS Y2, 64(SP)
+	VMOVUPS Y3, 96(SP)
+	VMOVUPS Y4, 128(SP)
+	VMOVUPS Y5, 160(SP)
+	VMOVUPS Y6, 192(SP)
+	VMOVUPS Y7, 224(SP)
+	MOVQ $32, R15
+	JMP  tile2Pass
+
+tile2Sum:
+	VADDPS (SP), Y0, Y0
+	VADDPS 32(SP), Y1, Y1
+	VADDPS 64(SP), Y2, Y2
+	VADDPS 96(SP), Y3, Y3
+	VADDPS 128(SP), Y4, Y4
+	VADDPS 160(SP), Y5, Y5
+	VADDPS 192(SP), Y6, Y6
+	VADDPS 224(SP), Y7, Y7
+	SUM4(Y0, X0, Y1, X1, Y2, Y3)
+	SUM4(Y4, X4, Y5, X5, Y6, Y7)
+	VMOVUPS X0, (DI)
+	VMOVUPS X4, (DI)(R8*1)
+	ADDQ $16, DI
+	LEAQ (DX)(R10*4), DX
+	DECQ R13
+	JNZ  tile2Group
+	VZEROUPPER
+	RET
+
+// func tile1AVX2(y, x, w *float32, ldw, k, groups int)
+TEXT ·tile1AVX2(SB), NOSPLIT, $0-48
+	MOVQ y+0(FP), DI
+	MOVQ x+8(FP), SI
+	MOVQ w+16(FP), DX
+	MOVQ ldw+24(FP), R10
+	MOVQ groups+40(FP), R13
+	SHLQ $2, R10
+
+tile1Group:
+	MOVQ k+32(FP), CX
+	SHRQ $4, CX
+	MOVQ SI, AX
+	MOVQ DX, BX
+	LEAQ (DX)(R10*2), R12
+	ADDQ R10, R12
+	CLEAR4(Y0, Y1, Y2, Y3)
+	CLEAR4(Y4, Y5, Y6, Y7)
+
+tile1Loop:
+	VMOVUPS (AX), Y8
+	VMOVUPS 32(AX), Y9
+	VFMADD231PS (BX), Y8, Y0
+	VFMADD231PS 32(BX), Y9, Y4
+	VFMADD231PS (BX)(R10*1), Y8, Y1
+	VFMADD231PS 32(BX)(R10*1), Y9, Y5
+	VFMADD231PS (BX)(R10*2), Y8, Y2
+	VFMADD231PS 32(BX)(R10*2), Y9, Y6
+	VFMADD231PS (R12), Y8, Y3
+	VFMADD231PS 32(R12), Y9, Y7
+	ADDQ $64, AX
+	ADDQ $64, BX
+	ADDQ $64, R12
+	DECQ CX
+	JNZ  tile1Loop
+
+	VADDPS Y4, Y0, Y0
+	VADDPS Y5, Y1, Y1
+	VADDPS Y6, Y2, Y2
+	VADDPS Y7, Y3, Y3
+	SUM4(Y0, X0, Y1, X1, Y2, Y3)
+	VMOVUPS X0, (DI)
+	ADDQ $16, DI
+	LEAQ (DX)(R10*4), DX
+	DECQ R13
+	JNZ  tile1Group
+	VZEROUPPER
+	RET
+
+// func decodeXAVX2(dst *float32, src *byte, units int)
+// func vecmatXAVX2(y, x *float32, w0, w1, w2, w3 *byte, units int)
+
+TEXT ·decodeF32AVX2(SB), NOSPLIT, $0-24
+	DECODE(UNIT_F32, 128)
+
+TEXT ·vecmatF32AVX2(SB), NOSPLIT, $0-56
+	VECMAT(UNIT_F32, 128)
+
+TEXT ·decodeF16AVX2(SB), NOSPLIT, $0-24
+	DECODE(UNIT_F16, 64)
+
+TEXT ·vecmatF16AVX2(SB), NOSPLIT, $0-56
+	VECMAT(UNIT_F16, 64)
+
+TEXT ·decodeBF16AVX2(SB), NOSPLIT, $0-24
+	DECODE(UNIT_BF16, 64)
+
+TEXT ·vecmatBF16AVX2(SB), NOSPLIT, $0-56
+	VECMAT(UNIT_BF16, 64)
+
+TEXT ·decodeQ8_0AVX2(SB), NOSPLIT, $0-24
+	DECODE(UNIT_Q8_0, 34)
+
+TEXT ·vecmatQ8_0AVX2(SB), NOSPLIT, $0-56
+	VECMAT(UNIT_Q8_0, 34)
+
+TEXT ·decodeQ4_0AVX2(SB), NOSPLIT, $0-24
+	NIBBLE_CONSTANTS
+	DECODE(UNIT_Q4_0, 18)
+
+TEXT ·vecmatQ4_0AVX2(SB), NOSPLIT, $0-56
+	NIBBLE_CONSTANTS
+	VECMAT(UNIT_Q4_0, 18)
+
+TEXT ·decodeQ4_1AVX2(SB), NOSPLIT, $0-24
+	NIBBLE_CONSTANTS
+	DECODE(UNIT_Q4_1, 20)
+
+TEXT ·vecmatQ4_1AVX2(SB), NOSPLIT, $0-56
+	NIBBLE_CONSTANTS
+	VECMAT(UNIT_Q4_1, 20)
+
+// func accumulate4AVX2(out, p, v *float32, ldp, n, dim int)
+// Four rows of weights; 16 columns of the four sums stay in registers over all n rows of v.
+TEXT ·accumulate4AVX2(SB), NOSPLIT, $0-48
+	MOVQ out+0(FP), DI
+	MOVQ p+8(FP), SI
+	MOVQ v+16(FP), DX
+	MOVQ ldp+24(FP), R9
+	MOVQ dim+40(FP), R10
+	MOVQ R10, R11
+	SHRQ $4, R11            // groups of columns left
+	SHLQ $2, R9
+	SHLQ $2, R10
+	LEAQ (DI)(R10*2), R12
+	ADDQ R10, R12           // out row 3
+
+accumulate4Columns:
+	VMOVUPS (DI), Y0
+	VMOVUPS 32(DI), Y1
+	VMOVUPS (DI)(R10*1), Y2
+	VMOVUPS 32(DI)(R10*1), Y3
+	VMOVUPS (DI)(R10*2), Y4
+	VMOVUPS 32(DI)(R10*2), Y5
+	VMOVUPS (R12), Y6
+	VMOVUPS 32(R12), Y7
+	MOVQ n+32(FP), CX
+	MOVQ SI, AX
+	LEAQ (SI)(R9*2), R13
+	ADDQ R9, R13            // p row 3
+	MOVQ DX, BX
+
+accumulate4Loop:
+	VMOVUPS (BX), Y8
+	VMOVUPS 32(BX), Y9
+	VBROADCASTSS (AX), Y10
+	VBROADCASTSS (AX)(R9*1), Y11
+	VBROADCASTSS (AX)(R9*2), Y12
+	VBROADCASTSS (R13), Y13
+	VFMADD231PS Y8, Y10, Y0
+	VFMADD231PS Y9, Y10, Y1
+	VFMADD231PS Y8, Y11, Y2
+	VFMADD231PS Y9, Y11, Y3
+	VFMADD231PS Y8, Y12, Y4
+	VFMADD231PS Y9, Y12, Y5
+	VFMADD231PS Y8, Y13, Y6
+	VFMADD231PS Y9, Y13, Y7
+	ADDQ $4, AX
+	ADDQ $4, R13
+	ADDQ R10, BX
+	DECQ CX
+	JNZ  accumulate4Loop
+	VMOVUPS Y0, (DI)
+	VMOVUPS Y1, 32(DI)
+	VMOVUPS Y2, (DI)(R10*1)
+	VMOVUPS Y3, 32(DI)(R10*1)
+	VMOVUPS Y4, (DI)(R10*2)
+	VMOVUPS Y5, 32(DI)(R10*2)
+	VMOVUPS Y6, (R12)
+	VMOVUPS Y7, 32(R12)
+	ADDQ $64, DI
+	ADDQ $64, R12
+	ADDQ $64, DX
+	DECQ R11
+	JNZ  accumulate4Columns
+	VZEROUPPER
+	RET
+
+// func accumulate1AVX2(out, p, v *float32, n, dim int)
+TEXT ·accumulate1AVX2(SB), NOSPLIT, $0-40
+	MOVQ out+0(FP), DI
+	MOVQ p+8(FP), SI
+	MOVQ v+16(FP), DX
+	MOVQ dim+32(FP), R10
+	MOVQ R10, R11
+	SHLQ $2, R10
+
+accumulate1Wide:
+	CMPQ R11, $64
+	JLT  accumulate1Narrow
+	VMOVUPS (DI), Y0
+	VMOVUPS 32(DI), Y1
+	VMOVUPS 64(DI), Y2
+	VMOVUPS 96(DI), Y3
+	VMOVUPS 128(DI), Y4
+	VMOVUPS 160(DI), Y5
+	VMOVUPS 192(DI), Y6
+	VMOVUPS 224(DI), Y7
+	MOVQ n+24(FP), CX
+	MOVQ SI, AX
+	MOVQ DX, BX
+
+accumulate1WideLoop:
+	VBROADCASTSS (AX), Y8
+	VFMADD231PS (BX), Y8, Y0
+	VFMADD231PS 32(BX), Y8, Y1
+	VFMADD231PS 64(BX), Y8, Y2
+	VFMADD231PS 96(BX), Y8, Y3
+	VFMADD231PS 128(BX), Y8, Y4
+	VFMADD231PS 160(BX), Y8, Y5
+	VFMADD231PS 192(BX), Y8, Y6
+	VFMADD231PS 224(BX), Y8, Y7
+	ADDQ $4, AX
+	ADDQ R10, BX
+	DECQ CX
+	JNZ  accumulate1WideLoop
+	VMOVUPS Y0, (DI)
+	VMOVUPS Y1, 32(DI)
+	VMOVUPS Y2, 64(DI)
+	VMOVUPS Y3, 96(DI)
+	VMOVUPS Y4, 128(DI)
+	VMOVUPS Y5, 160(DI)
+	VMOVUPS Y6, 192(DI)
+	VMOVUPS Y7, 224(DI)
+	ADDQ $256, DI
+	ADDQ $256, DX
+	SUBQ $64, R11
+	JMP  accumulate1Wide
+
+accumulate1Narrow:
+	TESTQ R11, R11
+	JZ   accumulate1Done
+	VMOVUPS (DI), Y0
+	VMOVUPS 32(DI), Y1
+	MOVQ n+24(FP), CX
+	MOVQ SI, AX
+	MOVQ DX, BX
+
+accumulate1NarrowLoop:
+	VBROADCASTSS (AX), Y8
+	VFMADD231PS (BX), Y8, Y0
+	VFMADD231PS 32(BX), Y8, Y1
+	ADDQ $4, AX
+	ADDQ R10, BX
+	DECQ CX
+	JNZ  accumulate1NarrowLoop
+	VMOVUPS Y0, (DI)
+	VMOVUPS Y1, 32(DI)
+	ADDQ $64, DI
+	ADDQ $64, DX
+	SUBQ $16, R11
+	JMP  accumulate1Narrow
+
+accumulate1Done:
+	VZEROUPPER
+	RET
+
+// func softmaxAVX2(x *float32, n int, scale float32) float32
+TEXT ·softmaxAVX2(SB), NOSPLIT, $0-28
+	MOVQ x+0(FP), DI
+	MOVQ n+8(FP), CX
+	MOVQ CX, DX
+	ANDQ $15, DX
+	SHRQ $4, CX
+	MOVQ CX, R9
+	MOVQ DI, SI
+	// Y14 and Y15 select the tail's lanes: the table is 16 words of ones, then 16 of zeros.
+	LEAQ ·tailMasks(SB), R8
+	MOVQ $16, AX
+	SUBQ DX, AX
+	VMOVUPS (R8)(AX*4), Y14
+	VMOVUPS 32(R8)(AX*4), Y15
+	LEAQ ·expVectors(SB), R8
+	VBROADCASTSS ·minusInf(SB), Y3
+	VMOVAPS Y3, Y4
+	TESTQ CX, CX
+	JZ   softmaxMaxTail
+
+softmaxMax:
+	VMAXPS (SI), Y3, Y3
+	VMAXPS 32(SI), Y3, Y3
+	ADDQ $64, SI
+	DECQ CX
+	JNZ  softmaxMax
+
+softmaxMaxTail:
+	VMASKMOVPS (SI), Y14, Y0
+	VMASKMOVPS 32(SI), Y15, Y1
+	VBLENDVPS Y14, Y0, Y4, Y0
+	VBLENDVPS Y15, Y1, Y4, Y1
+	VMAXPS Y0, Y3, Y3
+	VMAXPS Y1, Y3, Y3
+	VEXTRACTF128 $1, Y3, X4
+	VMAXPS X4, X3, X3
+	VPERMILPS $0x4E, X3, X4
+	VMAXPS X4, X3, X3
+	VPERMILPS $0xB1, X3, X4
+	VMAXPS X4, X3, X3
+	VBROADCASTSS X3, Y3     // largest
+	VBROADCASTSS scale+16(FP), Y4
+	VXORPS Y5, Y5, Y5       // sums
+	VXORPS Y6, Y6, Y6
+	MOVQ R9, CX
+	TESTQ CX, CX
+	JZ   softmaxExpTail
+
+softmaxExp:
+	VMOVUPS (DI), Y0
+	VMOVUPS 32(DI), Y1
+	VSUBPS Y3, Y0, Y0
+	VSUBPS Y3, Y1, Y1
+	VMULPS Y4, Y0, Y0
+	VMULPS Y4, Y1, Y1
+	EXP(Y0, Y7, Y8)
+	EXP(Y1, Y9, Y10)
+	VMOVUPS Y0, (DI)
+	VMOVUPS Y1, 32(DI)
+	VADDPS Y0, Y5, Y5
+	VADDPS Y1, Y6, Y6
+	ADDQ $64, DI
+	DECQ CX
+	JNZ  softmaxExp
+
+softmaxExpTail:
+	VMASKMOVPS (DI), Y14, Y0
+	VMASKMOVPS 32(DI), Y15, Y1
+	VSUBPS Y3, Y0, Y0
+	VSUBPS Y3, Y1, Y1
+	VMULPS Y4, Y0, Y0
+	VMULPS Y4, Y1, Y1
+	EXP(Y0, Y7, Y8)
+	EXP(Y1, Y9, Y10)
+	VANDPS Y14, Y0, Y0
+	VANDPS Y15, Y1, Y1
+	VMASKMOVPS Y0, Y14, (DI)
+	VMASKMOVPS Y1, Y15, 32(DI)
+	VADDPS Y0, Y5, Y5
+	VADDPS Y1, Y6, Y6
+	VADDPS Y6, Y5, Y5
+	CLEAR4(Y6, Y7, Y8, Y9)
+	SUM4(Y5, X5, Y6, X6, Y7, Y8)
+	VMOVSS X5, ret+24(FP)
+	VZEROUPPER
+	RET
+
+// func swigluAVX2(dst, gate, up *float32, n int)
+// n is a multiple of 16.
+TEXT ·swigluAVX2(SB), NOSPLIT, $0-32
+	MOVQ dst+0(FP), DI
+	MOVQ gate+8(FP), SI
+	MOVQ up+16(FP), DX
+	MOVQ n+24(FP), CX
+	SHRQ $3, CX
+	LEAQ ·expVectors(SB), R8
+	VXORPS Y5, Y5, Y5
+
+swigluLoop:
+	VMOVUPS (SI), Y3
+	VSUBPS Y3, Y5, Y0
+	EXP(Y0, Y1, Y2)
+	VADDPS 384(R8), Y0, Y0
+	VDIVPS Y0, Y3, Y0
+	VMULPS (DX), Y0, Y0
+	VMOVUPS Y0, (DI)
+	ADDQ $32, SI
+	ADDQ $32, DX
+	ADDQ $32, DI
+	DECQ CX
+	JNZ  swigluLoop
+	VZEROUPPER
+	RET

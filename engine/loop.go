@@ -30,6 +30,7 @@ type loop struct {
 	flying  int
 	streams map[*stream]struct{} // that have not ended
 	calls   []message            // wait until nothing is in flight
+	stalled bool                 // nothing can be launched before a message comes
 	failure error
 	meter   meter
 	now     func() time.Time
@@ -43,7 +44,8 @@ type flight struct {
 
 func newLoop() *loop {
 	return &loop{
-		inbox: inbox{wake: make(chan struct{}, 1)}, done: make(chan struct{}), streams: map[*stream]struct{}{}, now: time.Now,
+		inbox: inbox{wake: make(chan struct{}, 1)}, done: make(chan struct{}), streams: map[*stream]struct{}{}, stalled: true,
+		now: time.Now,
 	}
 }
 
@@ -62,23 +64,38 @@ func (l *loop) run(start func() error) {
 	if start() != nil {
 		return
 	}
-	stalled := true // nothing can be launched before a message comes
-	for l.receive(stalled) {
-		for l.flying < l.depth && l.launch() {
-		}
-		stalled = l.flying == 0
-		if !stalled {
-			l.await()
-		}
-		if l.flying == 0 {
-			l.runCalls()
-		}
-		l.publish()
+	for l.turn() {
 	}
+	l.shutdown()
+}
+
+func (l *loop) shutdown() {
 	for s := range l.streams {
 		l.end(s, FinishAbort, ErrClosed)
 	}
+	for _, m := range l.calls {
+		m.reply <- ErrClosed
+	}
+	l.publish()
 	l.closeErr = l.device.Close()
+}
+
+// turn is one round of the loop. It returns false once the engine closes.
+func (l *loop) turn() bool {
+	if !l.receive(l.stalled) {
+		return false
+	}
+	for l.flying < l.depth && l.launch() {
+	}
+	l.stalled = l.flying == 0
+	if !l.stalled {
+		l.await()
+	}
+	if l.flying == 0 {
+		l.runCalls()
+	}
+	l.publish()
+	return true
 }
 
 // receive takes what was posted, sleeping until something is if wait, and returns false once the engine closes.
@@ -254,21 +271,11 @@ func (l *loop) fail(err error) {
 
 // call runs f on the loop's goroutine when the engine has nothing else to do, or returns ErrBusy.
 func (l *loop) call(f func(*loop) error) error {
-	reply := make(chan error, 1)
+	reply := make(chan error, 1) // the loop does not wait for the caller
 	if !l.post(message{kind: callLoop, call: f, reply: reply}) {
 		return ErrClosed
 	}
-	select {
-	case err := <-reply:
-		return err
-	case <-l.done:
-		select {
-		case err := <-reply:
-			return err
-		default:
-			return ErrClosed
-		}
-	}
+	return <-reply
 }
 
 func (l *loop) post(m message) bool { return l.inbox.put(m) }

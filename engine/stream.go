@@ -162,40 +162,76 @@ func (e *Engine) generate(ctx context.Context, r *Request, events bool, yield fu
 		yield(Event{}, err)
 		return
 	}
-	// The reader may leave, or panic, at any event: then the request is aborted. Where it has ended already this does nothing.
-	left := ErrAborted
-	defer func() { e.forget(s, left) }()
-	a := newAssembler(e, r, s)
-	var f feed
-	for !f.ended {
-		if err := s.take(ctx, &f, true); err != nil { // the caller gives up; what has come meanwhile is still his
-			_ = s.take(ctx, &f, false)
-			f.ended, f.finish, f.err, f.finished = true, FinishAbort, err, time.Now()
-			left = err
+	rd := newReader(e, r, s, events)
+	// The caller may leave, or panic, at any event: then the request is aborted. Where it has ended already this does nothing.
+	defer rd.leave()
+	for {
+		if err := s.take(ctx, &rd.feed, true); err != nil {
+			rd.giveUp(err)
 		}
-		a.note(&f)
-		for i := range f.tokens {
-			last := f.ended && i == len(f.tokens)-1
-			ev, matched := a.add(&f, i, last && f.finish == FinishStop)
-			switch {
-			case matched: // tokens after this one, here or to come, are nobody's
-				left = nil
-				ev.Done = a.finish(FinishStop, ev.At)
-				yield(ev, nil)
-				return
-			case last:
-				ev.Text += a.flush()
-				ev.Done = a.finish(f.finish, f.finished)
-				yield(ev, f.err)
-				return
-			case events && !yield(ev, nil):
-				return
-			}
+		if !rd.read(yield) {
+			return
 		}
+	}
+}
+
+// reader is the caller's side of a stream.
+type reader struct {
+	engine    *Engine
+	stream    *stream
+	assembler *assembler
+	events    bool  // hand out each event; else only the last
+	feed      feed  // taken and not read yet
+	left      error // why the request is cancelled if it is not read to its end; nil: a stop string ended it
+}
+
+func newReader(e *Engine, r *Request, s *stream, events bool) *reader {
+	return &reader{engine: e, stream: s, assembler: newAssembler(e, r, s), events: events, left: ErrAborted}
+}
+
+// giveUp takes what has come so far and nothing after it.
+func (rd *reader) giveUp(err error) {
+	f := &rd.feed
+	_ = rd.stream.take(context.Background(), f, false)
+	if f.ended && f.err == nil {
+		return // it was done
+	}
+	f.ended, f.finish, f.err, f.finished = true, FinishAbort, err, rd.engine.loop.now()
+	rd.left = err
+}
+
+// read hands what was taken to yield and tells whether more is to come.
+func (rd *reader) read(yield func(Event, error) bool) bool {
+	f, a := &rd.feed, rd.assembler
+	a.note(f)
+	for i := range f.tokens {
+		last := f.ended && i == len(f.tokens)-1
+		ev, matched := a.add(f, i, last && f.finish == FinishStop)
+		switch {
+		case matched: // tokens after this one, here or to come, are nobody's
+			rd.left = nil
+			ev.Done = a.finish(FinishStop, ev.At)
+			yield(ev, nil)
+			return false
+		case last:
+			ev.Text += a.flush()
+			ev.Done = a.finish(f.finish, f.finished)
+			yield(ev, f.err)
+			return false
+		case rd.events && !yield(ev, nil):
+			return false
+		}
+	}
+	if !f.ended {
+		return true
 	}
 	text := a.flush()
 	yield(Event{Text: text, At: f.finished, Done: a.finish(f.finish, f.finished)}, f.err)
+	return false
 }
+
+// leave is called once nothing more will be read.
+func (rd *reader) leave() { rd.engine.forget(rd.stream, rd.left) }
 
 // forget takes s off the list of live requests and, if it has not ended, cancels it: with an error as aborted, without as
 // stopped.

@@ -7,7 +7,6 @@ import (
 	"fmt"
 	"maps"
 	"slices"
-	"time"
 
 	"github.com/tokamak-engine/tokamak/engine/backend"
 	"github.com/tokamak-engine/tokamak/engine/kvcache"
@@ -16,7 +15,7 @@ import (
 
 // submit checks r, tokenises it and hands it to the loop, all in the caller's goroutine.
 func (e *Engine) submit(ctx context.Context, r *Request, each bool) (*stream, error) {
-	arrived := time.Now()
+	arrived := e.loop.now()
 	if ctx.Err() != nil {
 		return nil, context.Cause(ctx)
 	}

@@ -29,6 +29,21 @@ type Backend struct {
 	next   backend.StepID
 	err    error
 	closed bool
+
+	// Scratch of check: an entry counts if it bears the current stamp.
+	stamp   uint64
+	seen    []uint64  // [slot]
+	written []writing // [page]
+}
+
+type writing struct {
+	stamp uint64
+	slot  int
+}
+
+// writer tells which slot the batch being checked writes page for.
+func (b *Backend) writer(page int32) (int, bool) {
+	return b.written[page].slot, b.written[page].stamp == b.stamp
 }
 
 type entry struct {
@@ -58,7 +73,10 @@ type launchedRow struct {
 
 // New returns a backend of info's bounds.
 func New(info backend.Info) *Backend {
-	b := &Backend{info: info, slots: make([]slot, info.MaxRows), kv: make([][]entry, info.NumPages)}
+	b := &Backend{
+		info: info, slots: make([]slot, info.MaxRows), kv: make([][]entry, info.NumPages),
+		seen: make([]uint64, info.MaxRows), written: make([]writing, info.NumPages),
+	}
 	for i := range b.kv {
 		b.kv[i] = make([]entry, info.PageSize)
 	}
@@ -114,25 +132,24 @@ func (b *Backend) newStep(rows int) step {
 // check looks at what concerns the whole batch.
 func (b *Backend) check(batch *backend.Batch) error {
 	tokens := 0
-	seen := make(map[int]bool, len(batch.Rows))
-	written := make(map[int32]int, len(batch.Rows))
+	b.stamp++ // empties seen and written
 	for i := range batch.Rows {
 		r := &batch.Rows[i]
 		tokens += r.NumTokens()
-		if r.Slot < 0 || r.Slot >= b.info.MaxRows || seen[r.Slot] {
+		if r.Slot < 0 || r.Slot >= b.info.MaxRows || b.seen[r.Slot] == b.stamp {
 			return fmt.Errorf("slot %d is out of range or twice in a step", r.Slot)
 		}
-		seen[r.Slot] = true
+		b.seen[r.Slot] = b.stamp
 		end := r.Position + r.NumTokens()
 		if end > b.info.MaxContext || end > len(r.Pages)*b.info.PageSize {
 			return fmt.Errorf("row of slot %d ends at %d: context %d, pages for %d", r.Slot, end, b.info.MaxContext, len(r.Pages)*b.info.PageSize)
 		}
 		for p := r.Position / b.info.PageSize; p*b.info.PageSize < end; p++ {
 			page := r.Pages[p]
-			if other, ok := written[page]; ok {
+			if other, ok := b.writer(page); ok {
 				return fmt.Errorf("slots %d and %d write page %d", other, r.Slot, page)
 			}
-			written[page] = r.Slot
+			b.written[page] = writing{b.stamp, r.Slot}
 		}
 	}
 	if len(batch.Rows) == 0 || len(batch.Rows) > b.info.MaxRows || tokens > b.info.MaxTokens {
@@ -141,7 +158,7 @@ func (b *Backend) check(batch *backend.Batch) error {
 	for i := range batch.Rows {
 		r := &batch.Rows[i]
 		for _, page := range r.Pages {
-			if writer, ok := written[page]; ok && writer != r.Slot {
+			if writer, ok := b.writer(page); ok && writer != r.Slot {
 				return fmt.Errorf("slot %d reads page %d that slot %d writes in the same step", r.Slot, page, writer)
 			}
 		}
@@ -157,7 +174,7 @@ func (b *Backend) check(batch *backend.Batch) error {
 				}
 			}
 			for _, page := range row.pages {
-				if writer, ok := written[page]; ok && writer != row.slot {
+				if writer, ok := b.writer(page); ok && writer != row.slot {
 					return fmt.Errorf("slot %d writes page %d while step %d uses it for slot %d", writer, page, st.id, row.slot)
 				}
 			}

@@ -48,7 +48,7 @@ type ChatOptions struct {
 // Limits of one rendering. A template comes with the model and is trusted as far as the model is; the limits keep a broken
 // one from taking the process along.
 const (
-	maxRenderTime   = 5 * time.Second
+	renderTime      = 5 * time.Second
 	maxRenderOutput = 64 << 20
 	maxRange        = 100_000
 	maxMacroDepth   = 100
@@ -59,13 +59,14 @@ const defaultTemplate = "default"
 // chatTemplates are a model's templates by name, compiled on first use.
 type chatTemplates struct {
 	sources map[string]string
+	limit   time.Duration // of one rendering
 
 	mu       sync.Mutex
 	compiled map[string]*jinja.Template
 }
 
 func newChatTemplates(sources map[string]string) *chatTemplates {
-	return &chatTemplates{sources: sources, compiled: map[string]*jinja.Template{}}
+	return &chatTemplates{sources: sources, limit: renderTime, compiled: map[string]*jinja.Template{}}
 }
 
 // HasChatTemplate tells if the model came with a chat template.
@@ -102,7 +103,7 @@ func (t *Tokenizer) ApplyChatTemplate(messages []Message, o ChatOptions) (string
 	if err != nil {
 		return "", err
 	}
-	return render(template, data, o.Now)
+	return render(template, data, o.Now, t.chat.limit)
 }
 
 func (c *chatTemplates) get(name string) (*jinja.Template, error) {
@@ -128,7 +129,7 @@ func (c *chatTemplates) get(name string) (*jinja.Template, error) {
 }
 
 // render runs the template with the functions it may call.
-func render(template *jinja.Template, data map[string]jinja.Value, now time.Time) (out string, err error) {
+func render(template *jinja.Template, data map[string]jinja.Value, now time.Time, limit time.Duration) (out string, err error) {
 	defer func() {
 		if r := recover(); r != nil { // the library indexes arguments of some filters unchecked
 			out, err = "", &TemplateError{Problem: fmt.Sprintf("failed: %v", r)}
@@ -137,13 +138,13 @@ func render(template *jinja.Template, data map[string]jinja.Value, now time.Time
 	if now.IsZero() {
 		now = time.Now()
 	}
-	deadline, depth := time.Now().Add(maxRenderTime), 0
+	deadline, depth := time.Now().Add(limit), 0
 	function := func(name string, fn func(args []jinja.Value, kwargs map[string]jinja.Value) (jinja.Value, error)) {
 		data[name] = jinja.NewCallable(name, fn)
 	}
 	function(tickName, func([]jinja.Value, map[string]jinja.Value) (jinja.Value, error) {
 		if time.Now().After(deadline) {
-			return jinja.None(), fmt.Errorf("ran longer than %v", maxRenderTime)
+			return jinja.None(), fmt.Errorf("ran longer than %v", limit)
 		}
 		return jinja.None(), nil
 	})

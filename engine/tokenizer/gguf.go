@@ -35,12 +35,12 @@ var (
 	preQwen2  = ggufPre{patterns: []string{patternQwen2}, nfc: true}
 )
 
-// ggufPres lists the names that llama.cpp's converter gives.
+// ggufPres lists the names, as llama.cpp's converter gives them, whose meaning is known for sure.
 var ggufPres = map[string]ggufPre{
-	"gpt-2": preGPT2, "phi-2": preGPT2, "mpt": preGPT2, "olmo": preGPT2, "jais": preGPT2,
-	"smollm": preDigits, "starcoder": preDigits, "refact": preDigits, "command-r": preDigits, "codeshell": preDigits,
-	"llama3": preLlama3, "llama-v3": preLlama3, "llama-bpe": preLlama3, "falcon3": preLlama3, "smaug-bpe": preLlama3,
-	"qwen2": preQwen2, "deepseek-r1-qwen": preQwen2, "stablelm2": {patterns: []string{patternQwen2}},
+	"gpt-2": preGPT2, "phi-2": preGPT2,
+	"smollm": preDigits, "starcoder": preDigits, "refact": preDigits, "command-r": preDigits,
+	"llama3": preLlama3, "llama-v3": preLlama3, "llama-bpe": preLlama3, "falcon3": preLlama3,
+	"qwen2":  preQwen2,
 	"qwen35": {patterns: []string{patternQwen35}, nfc: true},
 	"tekken": {patterns: []string{patternTekken}, ignoreMerges: true, addBOS: true},
 	"gpt-4o": {patterns: []string{patternO200k}},

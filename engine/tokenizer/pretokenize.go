@@ -38,8 +38,8 @@ func split(m matcher, how behavior, invert bool) preTokenizer {
 			if how == isolated && tiles(out[begin:], sp) {
 				continue // the usual case: the pattern matches everything
 			}
-			found := append([]span(nil), out[begin:]...)
-			out = appendSplit(out[:begin], sp, found, how, invert)
+			p.sc.found = append(p.sc.found[:0], out[begin:]...)
+			out = appendSplit(out[:begin], sp, p.sc.found, how, invert)
 		}
 		p.sc.spans, p.sc.other = out, p.sc.spans
 	}

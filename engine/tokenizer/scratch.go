@@ -4,7 +4,8 @@ import "sync"
 
 // scratch is the working memory of one Encode, kept for the next.
 type scratch struct {
-	spans, other []span
+	spans, other []span // what a pre-tokenizer reads and writes
+	found        []span
 	symbols      []int32
 	merges       []uint64
 	heap         []uint64
@@ -17,7 +18,7 @@ const keptScratch = 1 << 18
 var scratches = sync.Pool{New: func() any { return &scratch{} }}
 
 func (s *scratch) free() {
-	if cap(s.spans) > keptScratch || cap(s.other) > keptScratch || cap(s.symbols) > keptScratch || cap(s.heap) > keptScratch {
+	if cap(s.spans) > keptScratch || cap(s.other) > keptScratch || cap(s.found) > keptScratch || cap(s.symbols) > keptScratch || cap(s.heap) > keptScratch {
 		return
 	}
 	scratches.Put(s)

@@ -32,6 +32,23 @@ func (t *Tensor) Row(i int, dst []float32) {
 	}
 }
 
+// Float32 returns the tensor decoded, in memory of its own; the tensor itself if it is stored so. It is how a backend without
+// kernels for a form runs it all the same.
+func (t *Tensor) Float32() *Tensor {
+	if t.DType == F32 && t.Dummy == nil {
+		return t
+	}
+	out := &Tensor{Name: t.Name, DType: F32, Shape: t.Shape, Data: make([]byte, 0, 4*t.Rows()*t.RowLen())}
+	row := make([]float32, t.RowLen())
+	for i := range t.Rows() {
+		t.Row(i, row)
+		for _, v := range row {
+			out.Data = binary.LittleEndian.AppendUint32(out.Data, math.Float32bits(v))
+		}
+	}
+	return out
+}
+
 // decodeI4 decodes row i, group by group.
 func (q *Quant) decodeI4(i int, dst []float32, row []byte) {
 	groups := len(dst) / q.GroupSize

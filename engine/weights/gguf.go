@@ -132,6 +132,9 @@ func (g *GGUF) parse(data []byte) error {
 		}
 		g.Meta[key] = value
 	}
+	if parts, ok := g.Meta["split.count"].(uint16); ok && parts > 1 {
+		return errorf(g.path, "", "one of %d parts: join them first (llama-gguf-split --merge)", parts)
+	}
 	alignment := uint64(32)
 	if a, ok := g.Meta["general.alignment"].(uint32); ok {
 		alignment = uint64(a)

@@ -87,6 +87,7 @@ func TestBadGGUF(t *testing.T) {
 		{"deep arrays", newGGUF(3, 0, 1).text("k").u32(metaArray).u32(metaArray).u64(1).u32(metaArray).u64(1).u32(metaArray).u64(1).u32(metaArray).u64(1).u32(metaU8).u64(0), `metadata "k": arrays nested more than 4 deep`},
 		{"key twice", newGGUF(3, 0, 2).text("k").u32(metaU32).u32(1).text("k").u32(metaU32).u32(1), `metadata key "k" appears twice`},
 		{"alignment", newGGUF(3, 0, 1).text("general.alignment").u32(metaU32).u32(24), "general.alignment is 24: want a power of two"},
+		{"part", append(newGGUF(3, 0, 1).text("split.count").u32(metaU16), 3, 0, 0, 0), "one of 3 parts: join them first (llama-gguf-split --merge)"},
 		{"no dimensions", one().tensor("a", 0, 0).u64(0), `tensor "a": 0 dimensions: want 1 to 4`},
 		{"many dimensions", one().tensor("a", 0, 0, 1, 1, 1, 1, 1), `tensor "a": 5 dimensions: want 1 to 4`},
 		{"size of zero", one().tensor("a", 0, 0, 0), `tensor "a": a dimension of 0: want 1 to 2147483647`},

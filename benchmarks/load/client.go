@@ -285,7 +285,9 @@ func (r *Result) take(d *delta, at time.Duration, s *reply, keep bool) {
 		r.OutputTokens = d.completion
 	}
 	if keep && d.outputIDs.IsArray() {
-		r.OutputIDs = r.OutputIDs[:0]
+		if d.cumulative {
+			r.OutputIDs = r.OutputIDs[:0]
+		}
 		d.outputIDs.ForEach(func(_, id gjson.Result) bool {
 			r.OutputIDs = append(r.OutputIDs, int32(id.Int()))
 			return true

@@ -98,7 +98,7 @@ func Kinds() []*Kind {
 		k.body = strictly(k.body)
 	}
 	return []*Kind{
-		named(native, "tokamak", nil),
+		named(native, "tokamak", func(k *Kind) { k.body, k.read = deltaBody, readDelta }),
 		named(chat, "tokamak-chat", nil),
 		named(native, "sglang", nil),
 		named(completions, "sglang-oai", nil),

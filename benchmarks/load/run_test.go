@@ -60,13 +60,14 @@ func TestKinds(t *testing.T) {
 	usage := `"stream":true,"stream_options":{"continuous_usage_stats":true,"include_usage":true},"temperature":0`
 	strict := `"stream":true,"stream_options":{"include_usage":true},"temperature":0`
 	native := `{"input_ids":` + ids + `,"sampling_params":{"ignore_eos":true,"max_new_tokens":6,"temperature":0},"stream":true}`
+	delta := strings.Replace(native, `"stream":true`, `"stream":true,"stream_mode":"delta"`, 1)
 	oai := `{"ignore_eos":true,"max_tokens":6,"model":"stub","prompt":` + ids + `,` + usage + `}`
 	oaiChat := `{"ignore_eos":true,"max_completion_tokens":6,"messages":` + chat + `,"model":"stub",` + usage + `}`
 	for _, test := range []struct {
 		kind, path, body string
 		cached           bool // tells cached tokens
 	}{
-		{"tokamak", "/generate", native, true},
+		{"tokamak", "/generate", delta, true},
 		{"tokamak-chat", "/v1/chat/completions", oaiChat, true},
 		{"sglang", "/generate", native, true},
 		{"sglang-oai", "/v1/completions", oai, true},
@@ -129,7 +130,7 @@ func TestExtraBodyAndHeaders(t *testing.T) {
 	require.Nil(t, report.Results[0].Failure)
 	seen := s.Requests()[0]
 	assert.Equal(t, "Bearer key", seen.Header.Get("Authorization"))
-	assert.JSONEq(t, `{"input_ids":[0,0,0],"lora_path":"x","sampling_params":{"ignore_eos":true,"max_new_tokens":6,"temperature":0,"top_k":5},"stream":true}`, string(seen.Body))
+	assert.JSONEq(t, `{"input_ids":[0,0,0],"lora_path":"x","sampling_params":{"ignore_eos":true,"max_new_tokens":6,"temperature":0,"top_k":5},"stream":true,"stream_mode":"delta"}`, string(seen.Body))
 }
 
 // TestFailuresByReason: each way to go wrong is named, and none passes as a success.

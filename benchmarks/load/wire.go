@@ -26,6 +26,15 @@ func generateBody(p *prompt, s *Sampling) any {
 	return body
 }
 
+// deltaBody asks Tokamak's own server for streams that do not repeat all the text so far with every token.
+func deltaBody(p *prompt, s *Sampling) any {
+	body := generateBody(p, s).(fields)
+	if s.Stream {
+		body["stream_mode"] = "delta"
+	}
+	return body
+}
+
 func openAIBody(p *prompt, s *Sampling) fields {
 	body := fields{"model": s.Model, "temperature": s.Temperature, "stream": s.Stream, "ignore_eos": s.IgnoreEOS}
 	if s.TopP != 1 {
@@ -100,6 +109,12 @@ var doneMark = []byte("[DONE]")
 func text(r gjson.Result) []byte { return []byte(r.String()) }
 
 func count(r gjson.Result) Count { return Count{int(r.Int()), r.Type == gjson.Number} }
+
+// readDelta is [readGenerate] for a stream of deltas.
+func readDelta(data []byte, d *delta) {
+	readGenerate(data, d)
+	d.cumulative = false
+}
 
 // problem gives the message of an "error" field in any of the forms servers use.
 func problem(r gjson.Result) string {

@@ -278,7 +278,7 @@ func (s *Server) stream(out *bufio.Writer, a *answer) error {
 			buf = a.wire.frame(buf[:0], a.wire.chunk(a, last))
 		}
 		httpChunk(out, buf)
-		if a.reply.ITL > 0 || last {
+		if a.reply.ITL > 0 && !last {
 			if err := out.Flush(); err != nil {
 				return err
 			}

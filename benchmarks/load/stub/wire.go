@@ -42,7 +42,10 @@ type wire struct {
 var wires = map[string]*wire{
 	"/generate": {
 		prompts: []string{"input_ids", "text"}, limits: []string{"sampling_params.max_new_tokens"},
-		chunk: generateChunk, end: doneEvent, whole: func(a *answer) []byte { a.done = a.reply.Tokens; return generateChunk(a, true) },
+		chunk: generateChunk, end: doneEvent, whole: func(a *answer) []byte {
+			a.done, a.fresh = a.reply.Tokens, a.reply.Tokens
+			return generateChunk(a, true)
+		},
 	},
 	"/v1/completions": {
 		prompts: []string{"prompt"}, limits: []string{"max_tokens"},
@@ -116,14 +119,18 @@ func (w *wire) frame(buf, event []byte) []byte {
 
 func doneEvent(*answer) [][]byte { return [][]byte{[]byte("[DONE]")} }
 
-// generateChunk holds the text so far, as SGLang's does.
+// generateChunk holds the text so far, as SGLang's does, or only what is new if that was asked for.
 func generateChunk(a *answer, last bool) []byte {
 	finish := "null"
 	if last {
 		finish = fmt.Sprintf(`{"type":%q,"length":%d}`, a.reply.Finish, a.done)
 	}
+	n := a.done
+	if bytes.Contains(a.request.Body, []byte(`"stream_mode":"delta"`)) {
+		n = a.fresh
+	}
 	return fmt.Appendf(nil, `{"text":"%s","meta_info":{"id":"stub","finish_reason":%s,"prompt_tokens":%d,"completion_tokens":%d,"cached_tokens":%d}}`,
-		text(a.done), finish, a.prompt, a.done, a.reply.CachedTokens)
+		text(n), finish, a.prompt, a.done, a.reply.CachedTokens)
 }
 
 func usage(a *answer) string {

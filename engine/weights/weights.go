@@ -1,6 +1,6 @@
-// Package weights gives a model's tensors under their Hugging Face names, whatever they come from: safetensors shards, a
-// GGUF file, or nothing but a seed (dummy weights). Files are memory-mapped; a tensor's bytes are read when a backend
-// touches them.
+// Package weights gives a model's tensors under their Hugging Face names, whatever they come from: safetensors shards, plain or
+// quantised (fp8, AWQ, GPTQ, packed int4), a GGUF file, or nothing but a seed (dummy weights). Files are memory-mapped; a
+// tensor's bytes are read when a backend touches them.
 package weights
 
 import (

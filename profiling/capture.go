@@ -65,20 +65,23 @@ type Capture struct {
 	begun time.Time
 	timer *time.Timer
 
-	mu       sync.Mutex
-	stages   []*stage
-	steps    int               // seen since the start
-	marks    map[uint64][]mark // of steps not yet known to be wanted
-	floating []mark            // of no step yet
-	spans    map[spanKey]time.Time
-	kept     kept
-	bytes    int
-	ended    bool
-	cut      string // why it ended early; "" if it did not
+	mu        sync.Mutex
+	stages    []*stage
+	steps     int               // seen since the start
+	marks     map[uint64][]mark // of steps not yet known to be wanted
+	floating  []mark            // of no step yet
+	spans     map[spanKey]time.Time
+	kept      kept
+	ops       map[uint64]stepOps // by step
+	launching uint64             // step whose launch is under way
+	bytes     int
+	ended     bool
+	cut       string // why it ended early; "" if it did not
 
-	done  chan struct{}
-	files []string
-	err   error
+	done    chan struct{}
+	files   []string
+	kernels []Kernel
+	err     error
 }
 
 // stage is one file's worth of steps.
@@ -142,7 +145,7 @@ func Start(o Options) (*Capture, error) {
 	if err := o.fill(); err != nil {
 		return nil, err
 	}
-	c := &Capture{o: o, begun: time.Now(), marks: map[uint64][]mark{}, spans: map[spanKey]time.Time{}, done: make(chan struct{})}
+	c := &Capture{o: o, begun: time.Now(), marks: map[uint64][]mark{}, spans: map[spanKey]time.Time{}, ops: map[uint64]stepOps{}, done: make(chan struct{})}
 	stages := map[string]func(trace.Phase) bool{
 		"prefill": func(p trace.Phase) bool { return p != trace.Decode },
 		"decode":  func(p trace.Phase) bool { return p == trace.Decode },
@@ -244,7 +247,12 @@ func (c *Capture) Result() ([]string, error) {
 }
 
 // Begin implements trace.Sink.
-func (c *Capture) Begin(_ string, _ trace.Category, arg uint64) uint64 {
+func (c *Capture) Begin(name string, category trace.Category, arg uint64) uint64 {
+	if category == trace.Backend && name == "launch" {
+		c.mu.Lock()
+		c.launching = arg & stepMask
+		c.mu.Unlock()
+	}
 	// The token holds the time since the capture began, up to five hours, and the step, whose number may wrap: two are in flight.
 	return uint64(time.Since(c.begun).Nanoseconds())<<stepBits | arg&stepMask
 }
@@ -323,17 +331,21 @@ func (c *Capture) Step(s trace.Step) {
 	marks := append(c.marks[id], c.floating...)
 	c.floating = c.floating[:0]
 	delete(c.marks, id)
+	keep := false
 	if c.steps > c.o.StartStep && s.Rows >= c.o.MinBatch && !s.Launched.Before(c.begun) {
 		for _, st := range c.stages {
 			if st.take(s.Phase) && len(st.steps) < c.o.NumSteps {
 				st.steps = append(st.steps, s)
 				st.marks = append(st.marks, marks...)
-				marks = nil
+				marks, keep = nil, true
 				break
 			}
 		}
 	}
 	c.bytes -= len(marks) * markBytes // of a step that is not kept
+	if !keep {
+		delete(c.ops, id)
+	}
 	if !slices.ContainsFunc(c.stages, func(st *stage) bool { return len(st.steps) < c.o.NumSteps }) {
 		c.endLocked("")
 	}
@@ -374,6 +386,9 @@ func (c *Capture) write() (files []string, err error) {
 		r, stopErr := s.Stop()
 		err = errors.Join(err, stopErr)
 		recordings = append(recordings, r)
+	}
+	for _, st := range c.stages {
+		c.kernels = append(c.kernels, join(st.steps, c.ops, recordings)...)
 	}
 	for i, path := range c.Paths() {
 		if len(c.stages[i].steps) == 0 {

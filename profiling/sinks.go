@@ -93,3 +93,12 @@ func (t *tee) Step(s trace.Step) {
 		sink.Step(s)
 	}
 }
+
+// Ops implements trace.OpSink for those of the sinks that do.
+func (t *tee) Ops(graph bool, ops []trace.Op) {
+	for _, sink := range t.sinks {
+		if s, ok := sink.(trace.OpSink); ok {
+			s.Ops(graph, ops)
+		}
+	}
+}

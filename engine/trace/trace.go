@@ -159,3 +159,37 @@ func StepDone(s Step) {
 		b.Step(s)
 	}
 }
+
+// Op is one device operation of a step, as the backend planned it: what a profiler joins with the kernels it saw run.
+type Op struct {
+	Name   string // of the operation: "gemv_qkv"
+	Symbol string // of the kernel; "" for a library's, whose kernels have names of its own
+	Layer  int    // -1 outside of the layers
+	Bytes  int64  // of device memory that must move at least
+	FLOPs  int64
+	Stack  []uintptr // program counters of where it was launched or captured; nil if stacks are off
+}
+
+// OpSink is a Sink that also wants each step's operations, in the order they run. ops stays valid and unchanged.
+type OpSink interface {
+	Ops(graph bool, ops []Op)
+}
+
+// WantOps tells whether the sink installed is an OpSink: ask before making a list.
+func WantOps() bool {
+	b := current.Load()
+	if b == nil {
+		return false
+	}
+	_, ok := b.Sink.(OpSink)
+	return ok
+}
+
+// StepOps tells what the step being launched runs; graph, that it is one launch of a captured graph.
+func StepOps(graph bool, ops []Op) {
+	if b := current.Load(); b != nil {
+		if s, ok := b.Sink.(OpSink); ok {
+			s.Ops(graph, ops)
+		}
+	}
+}

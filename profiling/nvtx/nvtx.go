@@ -117,11 +117,12 @@ func resolve(opts []Option) attributes {
 	return a
 }
 
-// Range is an open range. The zero Range ends nothing.
-type Range struct {
+// Range is an open range. The zero Range ends nothing. It is a single pointer, so that one that was not marked costs nothing.
+type Range struct{ open *openRange }
+
+type openRange struct {
 	domain *Domain
 	id     uint64
-	open   bool
 }
 
 // Annotate opens a range. End it once.
@@ -137,13 +138,13 @@ func Annotate(message string, opts ...Option) Range {
 //go:noinline
 func start(message string, opts []Option) Range {
 	a := resolve(opts)
-	return Range{a.domain, rangeStart(message, &a), true}
+	return Range{&openRange{a.domain, rangeStart(message, &a)}}
 }
 
 // End closes the range.
 func (r Range) End() {
-	if r.open {
-		rangeEnd(r.domain, r.id)
+	if r.open != nil {
+		rangeEnd(r.open.domain, r.open.id)
 	}
 }
 

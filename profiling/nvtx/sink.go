@@ -28,7 +28,8 @@ var categoryColors = map[trace.Category]string{trace.Loop: "gray", trace.Schedul
 
 // Begin implements trace.Sink.
 func (s *Sink) Begin(name string, c trace.Category, arg uint64) uint64 {
-	return Annotate(name, In(s.domain), Category(string(c)), Color(categoryColors[c]), Int(int64(arg))).id
+	a := attributes{domain: s.domain, category: string(c), color: colors[categoryColors[c]], payload: arg, kind: intPayload}
+	return rangeStart(name, &a)
 }
 
 // End implements trace.Sink.

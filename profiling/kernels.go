@@ -1,0 +1,129 @@
+package profiling
+
+import (
+	"cmp"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/tokamak-engine/tokamak/engine/trace"
+	"github.com/tokamak-engine/tokamak/profiling/chrometrace"
+)
+
+// KernelCategory marks a source's events that are kernels.
+const KernelCategory = "kernel"
+
+// Kernel is one kernel that ran in a captured step, joined with the operation that the backend planned.
+type Kernel struct {
+	Step         uint64
+	Name         string // of the kernel
+	Op           string // of the operation; "" where the backend planned none
+	Layer        int    // -1 outside of the layers and where there is no operation
+	Start        time.Time
+	Length       time.Duration
+	Bytes, FLOPs int64
+	Stack        []uintptr
+}
+
+// stepOps is what one step planned to run.
+type stepOps struct {
+	ops   []trace.Op
+	graph bool
+}
+
+// Ops implements trace.OpSink.
+func (c *Capture) Ops(graph bool, ops []trace.Op) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if !c.ended {
+		c.ops[c.launching] = stepOps{ops, graph}
+	}
+}
+
+// Kernels returns the kernels of a capture that is done, in the order of their start.
+func (c *Capture) Kernels() []Kernel {
+	<-c.done
+	return c.kernels
+}
+
+// join finds each kernel's step by the moment of its launch, and within a step its operation by the order: a step runs on one stream, so
+// that kernels begin in the order of the plan. It adds what it finds to the events' arguments.
+func join(steps []trace.Step, planned map[uint64]stepOps, recordings []Recording) []Kernel {
+	bySteps := map[uint64][]*Event{}
+	for i := range recordings {
+		for j := range recordings[i].Events {
+			e := &recordings[i].Events[j]
+			if e.Category != KernelCategory || e.Launched.IsZero() {
+				continue
+			}
+			if step, ok := stepLaunching(steps, e.Launched); ok {
+				bySteps[step] = append(bySteps[step], e)
+			}
+		}
+	}
+	var kernels []Kernel
+	for step, events := range bySteps {
+		slices.SortStableFunc(events, func(a, b *Event) int { return a.Start.Compare(b.Start) })
+		ops := planned[step&stepMask].ops
+		before := -1
+		for i, at := range align(events, ops) {
+			e := events[i]
+			k := Kernel{Step: step, Name: e.Name, Layer: -1, Start: e.Start, Length: e.Length}
+			if at >= 0 {
+				op := &ops[at]
+				k.Op, k.Layer, k.Stack = op.Name, op.Layer, op.Stack
+				e.Args = append(e.Args, chrometrace.Arg{Key: "op", Value: op.Name})
+				if op.Layer >= 0 {
+					e.Args = append(e.Args, chrometrace.Arg{Key: "layer", Value: op.Layer})
+				}
+				if at != before { // an operation of several kernels moves its bytes once
+					k.Bytes, k.FLOPs = op.Bytes, op.FLOPs
+				}
+				if s := e.Length.Seconds(); s > 0 && k.Bytes > 0 {
+					e.Args = append(e.Args, chrometrace.Arg{Key: "bytes", Value: k.Bytes}, chrometrace.Arg{Key: "GB/s", Value: float64(int(float64(k.Bytes)/s/1e8)) / 10})
+				}
+				if s := e.Length.Seconds(); s > 0 && k.FLOPs > 0 {
+					e.Args = append(e.Args, chrometrace.Arg{Key: "flops", Value: k.FLOPs}, chrometrace.Arg{Key: "TFLOP/s", Value: float64(int(float64(k.FLOPs)/s/1e11)) / 10})
+				}
+				if len(op.Stack) > 0 {
+					e.Args = append(e.Args, chrometrace.Arg{Key: "go stack", Value: strings.Join(frames(op.Stack), " < ")})
+				}
+			}
+			before = at
+			kernels = append(kernels, k)
+		}
+	}
+	slices.SortFunc(kernels, func(a, b Kernel) int { return cmp.Or(a.Start.Compare(b.Start), cmp.Compare(a.Name, b.Name)) })
+	return kernels
+}
+
+// align gives each event its operation's index, or -1. Our own kernels are known by their names; what stands between them is a library's,
+// whose operations may run several kernels: a reduction belongs to the product before it.
+func align(events []*Event, ops []trace.Op) []int {
+	places := make([]int, len(events))
+	next := 0 // first operation that has no kernel yet
+	for i, e := range events {
+		places[i] = -1
+		at := next
+		for at < len(ops) && ops[at].Symbol == "" {
+			at++
+		}
+		switch {
+		case at < len(ops) && ops[at].Symbol == e.Name:
+			places[i], next = at, at+1
+		case next < len(ops) && ops[next].Symbol == "" && !strings.Contains(strings.ToLower(e.Name), "reduce"):
+			places[i], next = next, next+1
+		case next > 0 && ops[next-1].Symbol == "":
+			places[i] = next - 1
+		default:
+			// A kernel that the plan does not have, or a plan whose kernels were not all seen: find the name further on.
+			for j := next; j < len(ops); j++ {
+				if ops[j].Symbol == e.Name {
+					places[i], next = j, j+1
+					break
+				}
+			}
+		}
+	}
+	return places
+}

@@ -11,13 +11,12 @@ type advanceParams struct {
 	RowSlot, RowPos, RowLen, RowStart, RowCtx                                          ptr
 	SampleTok, SampleSlot, SamplePos, MaskRow                                          ptr
 	SlotToken, PageTable                                                               ptr
-	Tokens                                                                             int32
-	_                                                                                  int32
+	Tokens, Rows                                                                       int32
 }
 
 const (
-	advanceThreads = 256
-	advanceChunk   = 1024 // tokens of a row that one CTA copies
+	advanceThreads = 512
+	advanceChunk   = 2048 // tokens of a CTA
 )
 
 // advanceOp: the plan to the device, for a step padded to rows and tokens.
@@ -29,7 +28,7 @@ func advanceOp(_ device, s shape, b *buffers, rows, tokens int) op {
 		TokID: b.TokID, TokPos: b.TokPos, TokSlot: b.TokSlot,
 		RowSlot: b.RowSlot, RowPos: b.RowPos, RowLen: b.RowLen, RowStart: b.RowStart, RowCtx: b.RowCtx,
 		SampleTok: b.SampleTok, SampleSlot: b.SampleSlot, SamplePos: b.SamplePos, MaskRow: b.MaskRow,
-		SlotToken: b.SlotToken, PageTable: b.PageTable, Tokens: int32(tokens)}
-	return op{Name: "advance", Unit: unit{File: "advance.cu", Symbol: "advance"}, Grid: [3]int{bucketFor(rows), ceilDiv(tokens, advanceChunk), 1},
+		SlotToken: b.SlotToken, PageTable: b.PageTable, Tokens: int32(tokens), Rows: int32(bucketFor(rows))}
+	return op{Name: "advance", Unit: unit{File: "advance.cu", Symbol: "advance"}, Grid: [3]int{ceilDiv(tokens, advanceChunk), 1, 1},
 		Block: advanceThreads, Params: paramBytes(&p)}
 }

@@ -18,6 +18,8 @@ import (
 	"github.com/tokamak-engine/tokamak/engine/cpu"
 	"github.com/tokamak-engine/tokamak/engine/model"
 	"github.com/tokamak-engine/tokamak/engine/weights"
+	"github.com/tokamak-engine/tokamak/fixtures/fetch"
+	"github.com/tokamak-engine/tokamak/fixtures/goldens"
 )
 
 // needGPU skips a test on machines without a usable GPU; TOKAMAK_REQUIRE_GPU=1 makes that a failure.
@@ -316,4 +318,46 @@ func TestTooLittleMemory(t *testing.T) {
 	o.NumPages = 1 << 26
 	_, err = Open(cfg, weights.NewDummy(cfg), o)
 	require.ErrorAs(t, err, &e, "before anything is allocated")
+}
+
+// TestSmolLM2 holds the real model to the CPU backend, which computes it in fp32: over whole prompts the logits agree within the error
+// of bf16, and greedy tokens until two of them are nearly tied.
+func TestSmolLM2(t *testing.T) {
+	needGPU(t)
+	path, err := fetch.Path()
+	if err != nil {
+		t.Skip(err)
+	}
+	file, err := weights.OpenGGUF(path)
+	require.NoError(t, err)
+	defer file.Close()
+	cfg, err := model.FromGGUF(file.Meta, "")
+	require.NoError(t, err)
+	w, err := file.Store(cfg)
+	require.NoError(t, err)
+	cases, err := goldens.SmolLM2()
+	require.NoError(t, err)
+	o := backend.Options{MaxRows: 4, MaxTokens: 256, MaxContext: 512, NumPages: 64}
+	gpu := openTest(t, cfg, w, o, settings{})
+	ref, err := cpu.Open(cfg, w, o)
+	require.NoError(t, err)
+	defer ref.Close()
+	greedy := backend.Sampling{TopP: 1, RepetitionPenalty: 1}
+	for _, c := range cases {
+		want, got := play(t, ref, 0, c.PromptIDs, 256, len(c.GreedyIDs), greedy, true), play(t, gpu, 0, c.PromptIDs, 256, len(c.GreedyIDs), greedy, true)
+		agreed, kl := 0, 0.0
+		for i := range want {
+			kl += divergence(want[i].Logits, got[i].Logits)
+			require.Equal(t, c.GreedyIDs[i], want[i].Token, "the CPU backend gives the golden")
+			if got[i].Token != want[i].Token {
+				gap := want[i].Logits[want[i].Token] - want[i].Logits[got[i].Token]
+				require.Less(t, gap, float32(0.25), "%q, token %d: not nearly tied", c.Prompt, i)
+				break
+			}
+			agreed++
+		}
+		kl /= float64(agreed)
+		assert.Less(t, kl, 1e-2, "%q: mean divergence from the CPU's fp32: weights of 4 bits rounded to bf16, and bf16 arithmetic through 30 layers", c.Prompt)
+		t.Logf("%q: KL %.2e, %d of %d greedy tokens are the golden's %q", c.Prompt, kl, agreed, len(want), c.GreedyText)
+	}
 }

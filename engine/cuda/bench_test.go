@@ -201,3 +201,49 @@ func timeGraph(b *testing.B, be *Backend, g *driver.Graph, n int) float64 {
 	slices.Sort(times)
 	return times[len(times)/2]
 }
+
+// BenchmarkGEMM times cuBLASLt's first choice and the fastest of its candidates on the decode shapes, weights cold.
+func BenchmarkGEMM(b *testing.B) {
+	be := openBench(b, "llama-8b")
+	runtime.LockOSThread()
+	defer runtime.UnlockOSThread()
+	require.NoError(b, be.context.Bind())
+	for _, m := range []int{24, 32, 64, 128, 256, 2048} {
+		for _, n := range be.planner.layer(stepShape{rows: 1, tokens: m, longest: m}, 0, be.planner.layers[0]) {
+			if n.gemm == nil {
+				continue
+			}
+			var weights []ptr
+			for i := range be.planner.layers {
+				for _, other := range be.planner.layer(stepShape{rows: 1, tokens: m, longest: m}, i, be.planner.layers[i]) {
+					if g := other.gemm; g != nil && g.N == n.gemm.N && g.K == n.gemm.K {
+						weights = append(weights, g.W)
+					}
+				}
+			}
+			run := func() float64 {
+				require.NoError(b, be.blas.Plan(*n.gemm))
+				g, err := driver.Capture(be.stream, func() error {
+					for _, w := range weights {
+						p := *n.gemm
+						p.W = w
+						if err := be.blas.Run(p, be.stream); err != nil {
+							return err
+						}
+					}
+					return nil
+				})
+				require.NoError(b, err)
+				us := timeGraph(b, be, g, 5) * 1e3 / float64(len(weights))
+				require.NoError(b, g.Destroy())
+				return us
+			}
+			first := run()
+			require.NoError(b, be.blas.Tune(*n.gemm, weights[:8], be.stream))
+			tuned := run()
+			bytes := float64(n.gemm.N) * float64(n.gemm.K) * 2
+			fmt.Printf("gemm M=%d N=%d K=%d: first %.1f us, tuned %.1f us = %.3f of read, %.0f TFLOP/s\n", m, n.gemm.N, n.gemm.K, first, tuned,
+				bytes/tuned/1e-6 / *be.info.ReadBandwidth, 2*float64(m)*float64(n.gemm.N)*float64(n.gemm.K)/tuned/1e6)
+		}
+	}
+}

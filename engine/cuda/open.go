@@ -201,10 +201,9 @@ func (b *Backend) open(cfg *model.Config, w *weights.Store, o backend.Options, s
 		b.compiler.defines = append(b.compiler.defines, "STAMPS=1")
 	}
 	b.functions, b.modules = map[unit]*driver.Function{}, map[unit]driver.Module{}
-	if err := b.load(w, parts, o.Progress); err != nil {
-		return err
-	}
-	if b.blas, err = driver.OpenBlasLt(b.buffers.blasWorkspace, blasWorkspaceBytes); err != nil {
+	var warm errgroup.Group
+	warm.Go(b.openBlas)
+	if err := errors.Join(b.load(w, parts, o.Progress), warm.Wait()); err != nil {
 		return err
 	}
 	if err := b.prepare(cfg); err != nil {
@@ -268,6 +267,39 @@ func (b *Backend) load(w *weights.Store, parts []part, progress func(string, flo
 		b.code[u] = c
 	}
 	return nil
+}
+
+// openBlas opens cuBLASLt and lets it load its kernels for the usual sizes, which takes a tenth of a second that a first prompt
+// would wait. It runs beside the upload, on a stream of its own; what it computes is of no meaning.
+func (b *Backend) openBlas() error {
+	runtime.LockOSThread()
+	defer runtime.UnlockOSThread()
+	if err := b.context.Bind(); err != nil {
+		return err
+	}
+	var err error
+	if b.blas, err = driver.OpenBlasLt(b.buffers.blasWorkspace, blasWorkspaceBytes); err != nil {
+		return err
+	}
+	s, err := driver.NewStream()
+	if err != nil {
+		return err
+	}
+	defer s.Destroy()
+	for _, tokens := range []int{32, tokenPad, 2 * tokenPad, 512, 2048, b.shape.MaxTokens} {
+		if tokens > b.shape.MaxTokens {
+			continue
+		}
+		st := stepShape{rows: 1, tokens: tokens, samples: min(32, b.shape.MaxRows), longest: tokens}
+		for _, n := range b.planner.layer(st, 0, b.planner.layers[0]) {
+			if n.gemm != nil {
+				if err := b.blas.Run(*n.gemm, s); err != nil {
+					return err
+				}
+			}
+		}
+	}
+	return s.Synchronize()
 }
 
 // prepare makes the rotary table and clears the state.

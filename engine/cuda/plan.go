@@ -85,35 +85,10 @@ func (p *planner) step(st stepShape, h hooks) []node {
 	d, s, b := p.device, p.shape, p.buffers
 	var nodes []node
 	kernel := func(o op) { nodes = append(nodes, node{op: &o}) }
-	product := func(g driver.GEMM) { nodes = append(nodes, node{gemm: &g}) }
-
 	kernel(advanceOp(d, s, b, max(st.rows, st.samples), st.tokens))
 	kernel(embedOp(d, s, b, st.tokens))
 	for i, l := range p.layers {
-		if st.tokens <= gemvRows {
-			kernel(gemvQKVOp(d, s, b, l, st.tokens))
-		} else {
-			kernel(rmsnormOp(d, s, b, l.Norm1, st.tokens))
-			product(driver.GEMM{M: st.tokens, N: s.qkvDim(), K: s.Hidden, W: l.WQKV, X: b.XN, Y: b.QKV, Bias: l.BQKV})
-		}
-		if st.decode > 0 {
-			kernel(attnDecodeOp(d, s, b, l, i, st.decode))
-		}
-		if st.rows > st.decode {
-			kernel(ropeKVOp(d, s, b, l, i, st.decode, st.tokens))
-			kernel(attnPrefillOp(d, s, b, i, st.decode, st.rows, st.longest))
-		}
-		if st.tokens <= gemvRows {
-			kernel(gemvOOp(d, s, b, l, st.tokens))
-			kernel(gemvGateUpOp(d, s, b, l, st.tokens))
-			kernel(gemvDownOp(d, s, b, l, st.tokens))
-			continue
-		}
-		product(driver.GEMM{M: st.tokens, N: s.Hidden, K: s.qDim(), W: l.WO, X: b.Att, Y: b.X, Accumulate: true})
-		kernel(rmsnormOp(d, s, b, l.Norm2, st.tokens))
-		product(driver.GEMM{M: st.tokens, N: 2 * s.Inter, K: s.Hidden, W: l.WGU, X: b.XN, Y: b.GU})
-		kernel(siluMulOp(d, s, b, st.tokens))
-		product(driver.GEMM{M: st.tokens, N: s.Hidden, K: s.Inter, W: l.WDown, X: b.Act, Y: b.X, Accumulate: true})
+		nodes = append(nodes, p.layer(st, i, l)...)
 	}
 	if h.beforeHead != nil {
 		nodes = append(nodes, node{hook: h.beforeHead})
@@ -125,6 +100,39 @@ func (p *planner) step(st stepShape, h hooks) []node {
 			o.PDL = false
 		}
 	}
+	return nodes
+}
+
+// layer lists what layer i runs, from the residual stream to the residual stream.
+func (p *planner) layer(st stepShape, i int, l layerWeights) []node {
+	d, s, b := p.device, p.shape, p.buffers
+	var nodes []node
+	kernel := func(o op) { nodes = append(nodes, node{op: &o}) }
+	product := func(g driver.GEMM) { nodes = append(nodes, node{gemm: &g}) }
+	if st.tokens <= gemvRows {
+		kernel(gemvQKVOp(d, s, b, l, st.tokens))
+	} else {
+		kernel(rmsnormOp(d, s, b, l.Norm1, st.tokens))
+		product(driver.GEMM{M: st.tokens, N: s.qkvDim(), K: s.Hidden, W: l.WQKV, X: b.XN, Y: b.QKV, Bias: l.BQKV})
+	}
+	if st.decode > 0 {
+		kernel(attnDecodeOp(d, s, b, l, i, st.decode))
+	}
+	if st.rows > st.decode {
+		kernel(ropeKVOp(d, s, b, l, i, st.decode, st.tokens))
+		kernel(attnPrefillOp(d, s, b, i, st.decode, st.rows, st.longest))
+	}
+	if st.tokens <= gemvRows {
+		kernel(gemvOOp(d, s, b, l, st.tokens))
+		kernel(gemvGateUpOp(d, s, b, l, st.tokens))
+		kernel(gemvDownOp(d, s, b, l, st.tokens))
+		return nodes
+	}
+	product(driver.GEMM{M: st.tokens, N: s.Hidden, K: s.qDim(), W: l.WO, X: b.Att, Y: b.X, Accumulate: true})
+	kernel(rmsnormOp(d, s, b, l.Norm2, st.tokens))
+	product(driver.GEMM{M: st.tokens, N: 2 * s.Inter, K: s.Hidden, W: l.WGU, X: b.XN, Y: b.GU})
+	kernel(siluMulOp(d, s, b, st.tokens))
+	product(driver.GEMM{M: st.tokens, N: s.Hidden, K: s.Inter, W: l.WDown, X: b.Act, Y: b.X, Accumulate: true})
 	return nodes
 }
 

@@ -93,4 +93,30 @@ func timeline(b *testing.B, be *Backend, model string, decode backend.Batch) {
 		fmt.Printf("timeline %s rows=%d %-14s %7.2f us x %d = %8.1f us\n", model, len(decode.Rows), name, sums[name]/float64(calls[name])/1e3, calls[name]/steps, sums[name]/steps/1e3)
 	}
 	fmt.Printf("timeline %s rows=%d first to last wait %.1f us\n", model, len(decode.Rows), total/steps/1e3)
+
+	// Steps launched one ahead: how long the device waits between the last kernel's start and the next step's first.
+	first, last := nodes[0].op.Unit, nodes[len(nodes)-1].op.Unit
+	var pending []backend.StepID
+	for range 12 {
+		id, err := be.Launch(&decode)
+		require.NoError(b, err)
+		pending = append(pending, id)
+		for i := range decode.Rows {
+			decode.Rows[i].Position++
+		}
+		if len(pending) == backend.MaxInFlight {
+			require.NoError(b, be.Wait(pending[0], &out))
+			pending = pending[1:]
+		}
+	}
+	require.NoError(b, be.Wait(pending[0], &out))
+	begins, ends := stampsOf(b, be.modules[first]), stampsOf(b, be.modules[last])
+	var gap float64
+	for i := 2; i < 12; i++ {
+		gap += float64(begins[i]-ends[i-1]) / 10
+	}
+	fmt.Printf("timeline %s rows=%d %s to the next step's %s: %.1f us\n", model, len(decode.Rows), last.Symbol, first.Symbol, gap/1e3)
+	for u := range units {
+		stampsOf(b, be.modules[u])
+	}
 }

@@ -11,6 +11,7 @@ import (
 
 	"github.com/tokamak-engine/tokamak/engine/backend"
 	"github.com/tokamak-engine/tokamak/engine/cuda/driver"
+	"github.com/tokamak-engine/tokamak/engine/trace"
 )
 
 // Backend runs a model on a GPU. See [backend.Backend].
@@ -30,7 +31,8 @@ type Backend struct {
 	functions map[unit]*driver.Function
 	modules   map[unit]driver.Module
 	graphs    map[stepShape]*driver.Graph
-	eager     map[stepShape][]node // decode steps without a graph
+	eager     map[stepShape][]node     // decode steps without a graph
+	graphOps  map[stepShape][]trace.Op // what each graph holds, for profilers
 	noGraph   bool
 	openTime  time.Duration
 
@@ -162,6 +164,7 @@ func (b *Backend) graph(st stepShape) (*driver.Graph, error) {
 		return nil, fmt.Errorf("capture the graph for %d rows: %w", st.rows, err)
 	}
 	b.graphs[st] = g
+	b.noteGraph(st, nodes)
 	return g, nil
 }
 
@@ -209,6 +212,7 @@ func (b *Backend) submit(batch *backend.Batch, st *step, shape stepShape) error 
 	plain := shape.decodeOnly() && !st.logits && st.targets == 0
 	if plain && !st.starts && !st.masks && !b.noGraph {
 		if g := b.graphs[shape.padded()]; g != nil {
+			b.tellGraph(shape.padded())
 			return b.context.Launch(g, b.stream)
 		}
 	}
@@ -233,7 +237,9 @@ func (b *Backend) submit(batch *backend.Batch, st *step, shape stepShape) error 
 		if err != nil {
 			return err
 		}
-		return b.enqueue(b.planner.step(shape, h))
+		nodes := b.planner.step(shape, h)
+		b.tell(nodes)
+		return b.enqueue(nodes)
 	}
 	if b.noGraph {
 		nodes := b.eager[shape]
@@ -241,12 +247,14 @@ func (b *Backend) submit(batch *backend.Batch, st *step, shape stepShape) error 
 			nodes = b.planner.step(shape, hooks{})
 			b.eager[shape] = nodes
 		}
+		b.tell(nodes)
 		return b.enqueue(nodes)
 	}
 	g, err := b.graph(shape)
 	if err != nil {
 		return err
 	}
+	b.tellGraph(shape)
 	return b.context.Launch(g, b.stream)
 }
 

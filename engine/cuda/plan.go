@@ -35,6 +35,8 @@ type node struct {
 	op   *op
 	gemm *driver.GEMM
 	hook func() error
+	// layer counts from 1; 0 is outside of the layers.
+	layer int
 }
 
 // stepShape is all that a step's plan depends on.
@@ -88,7 +90,11 @@ func (p *planner) step(st stepShape, h hooks) []node {
 	kernel(advanceOp(d, s, b, max(st.rows, st.samples), st.tokens))
 	kernel(embedOp(d, s, b, st.tokens))
 	for i, l := range p.layers {
+		first := len(nodes)
 		nodes = append(nodes, p.layer(st, i, l)...)
+		for j := first; j < len(nodes); j++ {
+			nodes[j].layer = i + 1
+		}
 	}
 	if h.beforeHead != nil {
 		nodes = append(nodes, node{hook: h.beforeHead})

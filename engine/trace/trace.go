@@ -8,6 +8,7 @@
 package trace
 
 import (
+	"runtime"
 	"sync/atomic"
 	"time"
 )
@@ -192,4 +193,16 @@ func StepOps(graph bool, ops []Op) {
 			s.Ops(graph, ops)
 		}
 	}
+}
+
+// Stacks says whether launches note the Go stack they came from. It is set before a backend is opened: a graph keeps the stack of its capture.
+var Stacks atomic.Bool
+
+// Stack returns the caller's stack if Stacks is set, without skip frames above the caller's own; nil else.
+func Stack(skip int) []uintptr {
+	if !Stacks.Load() {
+		return nil
+	}
+	pcs := make([]uintptr, 64)
+	return pcs[:runtime.Callers(skip+2, pcs)]
 }

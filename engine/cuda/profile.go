@@ -1,0 +1,74 @@
+//go:build cuda
+
+package cuda
+
+import (
+	"github.com/tokamak-engine/tokamak/engine/cuda/driver"
+	"github.com/tokamak-engine/tokamak/engine/trace"
+)
+
+// noteGraph keeps what a graph holds, with the stack of its capture, for the profilers that see its replays.
+func (b *Backend) noteGraph(st stepShape, nodes []node) {
+	if b.graphOps == nil {
+		b.graphOps = map[stepShape][]trace.Op{}
+	}
+	b.graphOps[st] = b.traceOps(nodes, trace.Stack(1))
+}
+
+// tellGraph tells a profiler, if there is one, what the graph launched next holds.
+func (b *Backend) tellGraph(st stepShape) {
+	if trace.WantOps() {
+		trace.StepOps(true, b.graphOps[st])
+	}
+}
+
+// tell tells a profiler, if there is one, what is launched next, kernel by kernel.
+func (b *Backend) tell(nodes []node) {
+	if trace.WantOps() {
+		trace.StepOps(false, b.traceOps(nodes, trace.Stack(1)))
+	}
+}
+
+func (b *Backend) traceOps(nodes []node, stack []uintptr) []trace.Op {
+	ops := make([]trace.Op, 0, len(nodes))
+	for _, n := range nodes {
+		o := trace.Op{Layer: n.layer - 1, Stack: stack}
+		switch {
+		case n.op != nil:
+			o.Name, o.Symbol, o.Bytes, o.FLOPs = n.op.Name, n.op.Unit.Symbol, n.op.Bytes, n.op.FLOPs
+		case n.gemm != nil:
+			o.Name, o.Bytes, o.FLOPs = b.shape.gemmName(n.gemm), gemmBytes(n.gemm), 2*int64(n.gemm.M)*int64(n.gemm.N)*int64(n.gemm.K)
+		default:
+			continue // a hook's copies are seen as what they are
+		}
+		ops = append(ops, o)
+	}
+	return ops
+}
+
+// gemmName is the operation that a matrix product of this shape is.
+func (s shape) gemmName(g *driver.GEMM) string {
+	switch {
+	case g.N == s.Vocab:
+		return "gemm_head"
+	case g.N == 2*s.Inter:
+		return "gemm_gate_up"
+	case g.N == s.qkvDim() && g.K == s.Hidden && !g.Accumulate:
+		return "gemm_qkv"
+	case g.K == s.Inter:
+		return "gemm_down"
+	}
+	return "gemm_o"
+}
+
+// gemmBytes is what a product must move: weights, inputs and outputs once.
+func gemmBytes(g *driver.GEMM) int64 {
+	out := int64(bf16Bytes)
+	if g.F32 {
+		out = 4
+	}
+	if g.Accumulate {
+		out *= 2
+	}
+	return int64(g.N)*int64(g.K)*bf16Bytes + int64(g.M)*int64(g.K)*bf16Bytes + int64(g.M)*int64(g.N)*out
+}

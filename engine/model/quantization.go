@@ -9,10 +9,11 @@ import (
 // Quantization describes how a checkpoint stores its linear layers' weights. Which layers are quantised shows in the tensors
 // themselves; Ignore is what the file says of it.
 type Quantization struct {
-	Method      string // quant_method of the file: "fp8", "compressed-tensors", "awq" or "gptq"
+	Method      string // quant_method of the file: "fp8", "fbgemm_fp8", "modelopt", "compressed-tensors", "awq" or "gptq"
 	Scheme      string // "fp8": E4M3 with scales; "int4": four bits with a scale, and perhaps a zero point, for each group
-	Granularity string // what shares a weight scale: "tensor", "channel" (a row, one output) or "group"
-	GroupSize   int    // elements of a row in a group; 0 where a group is the whole row, or there are none
+	Granularity string // what shares a weight scale: "tensor", "channel" (a row, one output), "group" or "block" (fp8)
+	GroupSize   int    // elements of a row in a group or block; 0 where a group is the whole row, or there are none
+	BlockRows   int    // rows of a block
 	Symmetric   bool   // int4: no zero points, the middle is 8
 	// ZeroOffset is added to stored zero points: 1 in the first form of GPTQ files.
 	ZeroOffset int
@@ -23,7 +24,8 @@ type Quantization struct {
 }
 
 var quantizationKeys = []key{
-	{name: "quant_method", kind: text, choices: []string{"fp8", "compressed-tensors", "awq", "gptq"}},
+	{name: "quant_method", kind: text, choices: []string{"fp8", "fbgemm_fp8", "modelopt", "compressed-tensors", "awq", "gptq"}},
+	{name: "quant_algo", kind: text, choices: []string{"FP8"}},
 	{name: "activation_scheme", kind: text, choices: []string{"dynamic", "static"}},
 	{name: "fmt", kind: text, choices: []string{"e4m3"}},
 	{name: "weight_block_size", kind: ids},
@@ -59,9 +61,13 @@ func quantization(s *source, c *Config) error {
 	case "fp8":
 		q.Scheme, q.Granularity, q.Activations = "fp8", "tensor", get(v, "activation_scheme", "dynamic")
 		q.Ignore = get(v, "ignored_layers", q.Ignore)
-		if _, blocks := v["weight_block_size"]; blocks {
-			return s.errorf("quantization_config.weight_block_size", "scales of blocks are not supported: want a checkpoint with one scale for each tensor or channel")
-		}
+		return q.setBlock(s, get[[]int32](v, "weight_block_size", nil))
+	case "fbgemm_fp8":
+		q.Scheme, q.Granularity, q.Activations = "fp8", "channel", "dynamic"
+		return nil
+	case "modelopt":
+		q.Scheme, q.Granularity, q.Activations = "fp8", "tensor", "static"
+		q.Ignore = get(v, "ignore", q.Ignore)
 		return nil
 	case "awq":
 		q.Symmetric = !get(v, "zero_point", true)
@@ -77,6 +83,18 @@ func quantization(s *source, c *Config) error {
 	}
 	q.Scheme = "int4"
 	return q.setGroup(s, get(v, "group_size", 128))
+}
+
+// setBlock takes weight_block_size, [rows, elements of a row]; nil where the whole matrix has one scale.
+func (q *Quantization) setBlock(s *source, size []int32) error {
+	if size == nil {
+		return nil
+	}
+	if len(size) != 2 || size[0] < 1 || size[1] < 8 || size[1]%8 != 0 {
+		return s.errorf("quantization_config.weight_block_size", "%v is not supported: want two sizes, the second a multiple of 8", size)
+	}
+	q.Granularity, q.BlockRows, q.GroupSize = "block", int(size[0]), int(size[1])
+	return nil
 }
 
 func (q *Quantization) setGroup(s *source, size int) error {

@@ -27,6 +27,12 @@ func TestQuantizationConfig(t *testing.T) {
 			Method: "fp8", Scheme: "fp8", Granularity: "tensor", Activations: "static", Ignore: []string{"lm_head"}},
 		`"quant_method": "fp8", "fmt": "e4m3", "weight_block_size": null`: {
 			Method: "fp8", Scheme: "fp8", Granularity: "tensor", Activations: "dynamic"},
+		`"quant_method": "fp8", "activation_scheme": "dynamic", "fmt": "e4m3", "weight_block_size": [128, 256]`: {
+			Method: "fp8", Scheme: "fp8", Granularity: "block", BlockRows: 128, GroupSize: 256, Activations: "dynamic"},
+		`"quant_method": "fbgemm_fp8", "activation_scale_ub": 1200.0, "modules_to_not_convert": ["model.layers.0.mlp.up_proj"]`: {
+			Method: "fbgemm_fp8", Scheme: "fp8", Granularity: "channel", Activations: "dynamic", Ignore: []string{"model.layers.0.mlp.up_proj"}},
+		`"quant_method": "modelopt", "quant_algo": "FP8", "ignore": ["lm_head"], "config_groups": {"group_0": {}}`: {
+			Method: "modelopt", Scheme: "fp8", Granularity: "tensor", Activations: "static", Ignore: []string{"lm_head"}},
 		group(channel, `{"num_bits": 8, "type": "float", "strategy": "token", "dynamic": true}`): {
 			Method: "compressed-tensors", Scheme: "fp8", Granularity: "channel", Activations: "dynamic", Ignore: []string{"lm_head"}},
 		group(tensor, `{"num_bits": 8, "type": "float", "strategy": "tensor", "dynamic": false}`): {
@@ -52,9 +58,10 @@ func TestQuantizationConfig(t *testing.T) {
 func TestBadQuantizationConfig(t *testing.T) {
 	const key = "FILE: quantization_config."
 	for keys, want := range map[string]string{
-		`"bits": 4`:                      key + "quant_method: missing: want one of fp8, compressed-tensors, awq, gptq",
-		`"quant_method": "bitsandbytes"`: key + `quant_method: "bitsandbytes" is not a value it takes: want one of fp8, compressed-tensors, awq, gptq`,
-		`"quant_method": "fp8", "weight_block_size": [128, 128]`:                           key + "weight_block_size: scales of blocks are not supported: want a checkpoint with one scale for each tensor or channel",
+		`"bits": 4`:                      key + "quant_method: missing: want one of fp8, fbgemm_fp8, modelopt, compressed-tensors, awq, gptq",
+		`"quant_method": "bitsandbytes"`: key + `quant_method: "bitsandbytes" is not a value it takes: want one of fp8, fbgemm_fp8, modelopt, compressed-tensors, awq, gptq`,
+		`"quant_method": "fp8", "weight_block_size": [128]`:                                key + "weight_block_size: [128] is not supported: want two sizes, the second a multiple of 8",
+		`"quant_method": "modelopt", "quant_algo": "NVFP4"`:                                key + `quant_algo: "NVFP4" is not a value it takes: want one of FP8`,
 		`"quant_method": "fp8", "fmt": "e5m2"`:                                             key + `fmt: "e5m2" is not a value it takes: want one of e4m3`,
 		`"quant_method": "awq", "bits": 8`:                                                 key + "bits: 8 is not a value it takes: want 4",
 		`"quant_method": "awq", "version": "gemv"`:                                         key + `version: "gemv" is not a value it takes: want one of gemm, GEMM`,

@@ -25,9 +25,21 @@ func (t *Tensor) Row(i int, dst []float32) {
 	}
 	layouts[t.DType].decodeBlocks(dst, row)
 	if t.Quant != nil {
-		scale := t.Quant.Scales[i%len(t.Quant.Scales)] // one for all, or the row's
-		for j := range dst {
-			dst[j] *= scale
+		t.Quant.scaleRow(i, dst)
+	}
+}
+
+// scaleRow multiplies row i by its scales.
+func (q *Quant) scaleRow(i int, dst []float32) {
+	groups := len(dst) / q.GroupSize
+	for g := range groups {
+		at := i*groups + g
+		if len(q.Scales) == 1 {
+			at = 0
+		}
+		scale, group := q.Scales[at], dst[g*q.GroupSize:(g+1)*q.GroupSize]
+		for j := range group {
+			group[j] *= scale
 		}
 	}
 }

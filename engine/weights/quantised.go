@@ -95,13 +95,19 @@ func (m *matrix) fp8() (*Tensor, error) {
 		return nil, err
 	}
 	q := &Quant{GroupSize: m.in}
-	if m.quant.Granularity == "channel" {
+	switch m.quant.Granularity {
+	case "block":
+		if q.Scales, err = m.blockScales(); err != nil {
+			return nil, err
+		}
+		q.GroupSize = m.quant.GroupSize
+	case "channel":
 		scales, err := m.need(".weight_scale", floatTypes, m.out, 1)
 		if err != nil {
 			return nil, err
 		}
 		q.Scales = scales.floats()
-	} else {
+	default:
 		scale, ok, err := m.scalar(".weight_scale")
 		if err != nil {
 			return nil, err
@@ -118,6 +124,25 @@ func (m *matrix) fp8() (*Tensor, error) {
 		return nil, errorf(m.path, m.stem+".input_scale", "missing, the config says that activations have static scales")
 	}
 	return &Tensor{Name: m.want.Name, DType: F8E4M3, Shape: m.want.Shape, Data: entry.data, Quant: q}, nil
+}
+
+// blockScales reads weight_scale_inv, a scale for each block, and gives each row its own copy. Despite the name it multiplies.
+func (m *matrix) blockScales() ([]float32, error) {
+	rows, size := m.quant.BlockRows, m.quant.GroupSize
+	if m.in%size != 0 {
+		return nil, errorf(m.path, m.want.Name, "shape %v cannot be stored in blocks of %d elements of a row", m.want.Shape, size)
+	}
+	groups := m.in / size
+	stored, err := m.need(".weight_scale_inv", floatTypes, (m.out+rows-1)/rows, groups)
+	if err != nil {
+		return nil, err
+	}
+	blocks := stored.floats()
+	out := make([]float32, 0, m.out*groups)
+	for i := range m.out {
+		out = append(out, blocks[i/rows*groups:][:groups]...)
+	}
+	return out, nil
 }
 
 // group checks that groups fill a row, and returns their size.

@@ -55,6 +55,7 @@ func TestQuantisedLayout(t *testing.T) {
 	}{
 		"llama-fp8":         {F8E4M3, 1, 0, 64, true},
 		"llama-fp8-channel": {F8E4M3, 32, 0, 64, false},
+		"llama-fp8-block":   {F8E4M3, 64, 0, 32, false},
 		"llama-w4a16":       {I4, 64, 0, 32, false},
 		"llama-awq":         {I4, 64, 64, 32, false},
 		"llama-gptq":        {I4, 64, 64, 32, false},

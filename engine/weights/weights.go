@@ -45,7 +45,8 @@ type Tensor struct {
 // the value of an F8E4M3 matrix is q*scale and that of an I4 matrix (q-zero)*scale, the difference in whole numbers and the
 // product in float32.
 type Quant struct {
-	// Scales is [1] (of the whole matrix), [out] (of each row), or [out, in/GroupSize] (of each group of neighbours in a row).
+	// Scales is [1] (of the whole matrix), [out] (of each row), or [out, in/GroupSize] (of each group of neighbours in a row;
+	// rows of a block repeat its scale).
 	Scales    []float32
 	Zeros     []uint8 // as Scales, 0..16; nil for F8E4M3, and for I4 where all are 8
 	GroupSize int     // elements of a group, a multiple of 8; in where a row has one scale or the matrix has

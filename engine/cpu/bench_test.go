@@ -76,11 +76,13 @@ func BenchmarkPrefill(b *testing.B) {
 	b.ReportMetric(512*float64(b.N)/b.Elapsed().Seconds(), "tok/s")
 }
 
-func randomTokens(n int) []int32 {
+func randomTokens(n int) []int32 { return randomTokensOf(49152, n) }
+
+func randomTokensOf(vocabulary, n int) []int32 {
 	r := rand.New(rand.NewPCG(1, 2))
 	tokens := make([]int32, n)
 	for i := range tokens {
-		tokens[i] = r.Int32N(49152)
+		tokens[i] = r.Int32N(int32(vocabulary))
 	}
 	return tokens
 }

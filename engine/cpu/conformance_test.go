@@ -22,9 +22,13 @@ func suite() backendtest.Suite {
 
 func TestConformance(t *testing.T) {
 	s := suite()
+	s.Models = backendtest.Models()
 	if fastest() == &portable {
 		s.Models = smallModels()
 	}
+	mixture := *s.Models["qwen3"]
+	mixture.NumExperts, mixture.NumExpertsPerToken, mixture.MoEIntermediateSize, mixture.NormTopKProb = 6, 2, 64, true
+	s.Models["qwen3-moe"] = &mixture
 	backendtest.Run(t, s)
 }
 

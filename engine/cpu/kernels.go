@@ -32,7 +32,7 @@ type kernels struct {
 	swiglu func(dst, gate, up []float32)
 }
 
-const numDTypes = int(weights.I64) + 1
+const numDTypes = int(weights.I4) + 1
 
 // portable is the level that needs no assembly.
 var portable = kernels{

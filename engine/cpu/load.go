@@ -152,6 +152,7 @@ func (l *loader) vector(name string) []float32 {
 var dtypeNames = map[weights.DType]string{
 	weights.F32: "float32", weights.F16: "float16", weights.BF16: "bfloat16", weights.Q8_0: "q8_0", weights.Q4_0: "q4_0",
 	weights.Q4_1: "q4_1", weights.Q4_K: "q4_k", weights.Q5_K: "q5_k", weights.Q6_K: "q6_k",
+	weights.F8E4M3: "fp8_e4m3", weights.I4: "int4",
 }
 
 var dtypeOf = func() map[string]weights.DType {

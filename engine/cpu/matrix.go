@@ -19,9 +19,7 @@ func newMatrix(t *weights.Tensor) (*matrix, error) {
 	if len(t.Shape) != 2 {
 		return nil, fmt.Errorf("weight %s has shape %v, want a matrix", t.Name, t.Shape)
 	}
-	switch t.DType {
-	case weights.F32, weights.F16, weights.BF16, weights.Q8_0, weights.Q4_0, weights.Q4_1, weights.Q4_K, weights.Q5_K, weights.Q6_K:
-	default:
+	if _, ok := dtypeNames[t.DType]; !ok {
 		return nil, fmt.Errorf("weight %s is stored as %v, which the CPU cannot compute with", t.Name, t.DType)
 	}
 	return &matrix{t.Shape[0], t.Shape[1], t, t.RowBytes()}, nil

@@ -1,7 +1,6 @@
 package cpu
 
 import (
-	"encoding/json"
 	"errors"
 	"io/fs"
 	"os"
@@ -13,6 +12,7 @@ import (
 	"github.com/tokamak-engine/tokamak/engine/backend"
 	"github.com/tokamak-engine/tokamak/engine/model"
 	"github.com/tokamak-engine/tokamak/engine/weights"
+	"github.com/tokamak-engine/tokamak/fixtures/goldens"
 )
 
 // openReal opens the real fixture model, or skips if it was not fetched.
@@ -38,35 +38,14 @@ func openReal(tb testing.TB, o backend.Options) *Backend {
 	return b
 }
 
-// realGoldens are greedy continuations of the fixture model, computed by numpy in float32 and float64 on the dequantised weights.
-type realGoldens struct {
-	Cases []struct {
-		Prompt    string
-		PromptIDs []int32 `json:"prompt_ids"`
-		GreedyIDs []int32 `json:"greedy_ids_f32"`
-		Top5      []struct {
-			ID    int32
-			Logit float64
-		} `json:"first_step_top5_f64"`
-		LogitsSum float64 `json:"first_step_logits_f32_sum"`
-	}
-}
-
-func readRealGoldens(tb testing.TB) *realGoldens {
-	data, err := os.ReadFile(filepath.Join("..", "..", "fixtures", "goldens", "smollm2-135m-q4_1.json"))
-	require.NoError(tb, err)
-	var g realGoldens
-	require.NoError(tb, json.Unmarshal(data, &g))
-	return &g
-}
-
 // TestRealModelMatchesGoldens: 96 greedy tokens, and the first logits within 1e-3.
 func TestRealModelMatchesGoldens(t *testing.T) {
 	b := openReal(t, backend.Options{MaxContext: 256, MaxRows: 3})
-	goldens := readRealGoldens(t)
-	require.Len(t, goldens.Cases, 3)
+	cases, err := goldens.SmolLM2()
+	require.NoError(t, err)
+	require.Len(t, cases, 3)
 	var rows []backend.Row
-	for i, c := range goldens.Cases {
+	for i, c := range cases {
 		pages := make([]int32, 16)
 		for j := range pages {
 			pages[j] = int32(16*i + j)
@@ -75,27 +54,27 @@ func TestRealModelMatchesGoldens(t *testing.T) {
 	}
 	got := make([][]int32, len(rows))
 	var out backend.Result
-	for step := range len(goldens.Cases[0].GreedyIDs) {
+	for step := range len(cases[0].GreedyIDs) {
 		id, err := b.Launch(&backend.Batch{Rows: rows})
 		require.NoError(t, err)
 		require.NoError(t, b.Wait(id, &out))
 		for i, r := range out.Rows {
 			got[i] = append(got[i], r.Token)
 			if step == 0 {
-				c := goldens.Cases[i]
+				c := cases[i]
 				var sum float64
 				for _, l := range r.Logits {
 					sum += float64(l)
 				}
-				require.InEpsilon(t, c.LogitsSum, sum, 1e-3)
+				require.InEpsilon(t, c.LogitSum, sum, 1e-3)
 				for _, top := range c.Top5 {
-					require.InEpsilon(t, top.Logit, float64(r.Logits[top.ID]), 1e-3)
+					require.InEpsilon(t, float64(top.Logit), float64(r.Logits[top.ID]), 1e-3)
 				}
 			}
 			rows[i] = backend.Row{Slot: i, Position: rows[i].Position + rows[i].NumTokens(), Pages: rows[i].Pages, Sample: true}
 		}
 	}
-	for i, c := range goldens.Cases {
+	for i, c := range cases {
 		require.Equal(t, c.GreedyIDs, got[i], c.Prompt)
 	}
 }

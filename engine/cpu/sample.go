@@ -87,7 +87,7 @@ func Truncate(logits []float32, topK int, topP, minP float32) {
 		for t, l := range logits {
 			if l >= largest-reach && l != negativeInf {
 				near = append(near, int32(t))
-				sum += math.Exp(float64(l - largest))
+				sum += math.Exp(float64(l) - float64(largest))
 			}
 		}
 		// The margin covers the order of summing, which differs below.
@@ -100,7 +100,7 @@ func Truncate(logits []float32, topK int, topP, minP float32) {
 	})
 	kept := 0
 	for sum := 0.0; kept < min(topK, len(near)) && sum < mass; kept++ {
-		sum += math.Exp(float64(logits[near[kept]] - largest))
+		sum += math.Exp(float64(logits[near[kept]]) - float64(largest))
 	}
 	last := near[kept-1]
 	for t, l := range logits {
@@ -122,8 +122,8 @@ func dropBelow(logits []float32, least float32) {
 func sumExp(logits []float32, largest float32) float64 {
 	var sum float64
 	for _, l := range logits {
-		if d := l - largest; d > -45 { // e^-45 is below a float64's last bit of the sum, which is at least 1
-			sum += math.Exp(float64(d))
+		if d := float64(l) - float64(largest); d > -45 { // e^-45 is below a float64's last bit of the sum, which is at least 1
+			sum += math.Exp(d)
 		}
 	}
 	return sum

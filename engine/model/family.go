@@ -28,41 +28,38 @@ func architectures() string {
 	return strings.Join(out, ", ")
 }
 
-// chooseFamily reads architectures, or model_type where a file has only that, with overrides before anything else is read:
-// which other keys there are depends on it.
+// chooseFamily reads architectures, or model_type where there is only that, of the overrides or else of the file. It does so
+// before anything is checked: which other keys there are depends on it.
 func chooseFamily(s *source, overrides map[string]any) (*family, error) {
-	pick := func(name string) (string, string, bool) {
-		for _, from := range []struct {
-			source string
-			values map[string]any
-		}{{overridesSource, overrides}, {s.path, s.values}} {
-			switch v := from.values[name].(type) {
-			case string:
-				return v, from.source, true
-			case []any:
-				if len(v) > 0 {
-					text, ok := v[0].(string)
-					return text, from.source, ok
-				}
+	for _, from := range []struct {
+		source string
+		values map[string]any
+	}{{overridesSource, overrides}, {s.path, s.values}} {
+		if arch, ok := firstText(from.values["architectures"]); ok {
+			i := slices.IndexFunc(families, func(f *family) bool { return f.architecture == arch })
+			if i < 0 {
+				return nil, errorf(from.source, "architectures", "%q is not supported: want one of %s", arch, architectures())
 			}
+			return families[i], nil
 		}
-		return "", "", false
-	}
-	if arch, from, ok := pick("architectures"); ok {
-		i := slices.IndexFunc(families, func(f *family) bool { return f.architecture == arch })
-		if i < 0 {
-			return nil, errorf(from, "architectures", "%q is not supported: want one of %s", arch, architectures())
+		if modelType, ok := from.values["model_type"].(string); ok {
+			i := slices.IndexFunc(families, func(f *family) bool { return f.modelType == modelType })
+			if i < 0 {
+				return nil, errorf(from.source, "model_type", "%q is not supported: want a model with one of the architectures %s", modelType, architectures())
+			}
+			return families[i], nil
 		}
-		return families[i], nil
-	}
-	if modelType, from, ok := pick("model_type"); ok {
-		i := slices.IndexFunc(families, func(f *family) bool { return f.modelType == modelType })
-		if i < 0 {
-			return nil, errorf(from, "model_type", "%q is not supported: want a model with one of the architectures %s", modelType, architectures())
-		}
-		return families[i], nil
 	}
 	return nil, errorf(s.path, "architectures", "missing: want one of %s", architectures())
+}
+
+// firstText is a string, or the first element of a list if that is one.
+func firstText(value any) (string, bool) {
+	if list, ok := value.([]any); ok && len(list) > 0 {
+		value = list[0]
+	}
+	text, ok := value.(string)
+	return text, ok
 }
 
 // config derives a whole Config: first the sizes every family has, then what the family adds.

@@ -114,6 +114,7 @@ func TestOverrides(t *testing.T) {
 	assert.Equal(t, 16, load(t, llamaConfig, `{"num_attention_heads": 16}`).HeadDim)
 	assert.Equal(t, 2, load(t, llamaConfig, `{"custom_note": 3}`).NumLayers, "a key the file has is known")
 	assert.Equal(t, "qwen2", load(t, llamaConfig, `{"architectures": ["Qwen2ForCausalLM"], "use_sliding_window": false}`).Family)
+	assert.Equal(t, "qwen2", load(t, llamaConfig, `{"model_type": "qwen2"}`).Family)
 	assert.Empty(t, load(t, llamaConfig, `{"eos_token_id": null}`).EOS)
 	assert.Equal(t, "llama", load(t, with(`"hidden_act": "gelu"`), `{"hidden_act": "silu"}`).Family, "an override can mend the file")
 }

@@ -53,16 +53,35 @@ func transposeWords(data []byte, rows, columns int) []byte {
 func unpackOutputs(data []byte, out, in int, order [8]int) []byte {
 	result := make([]byte, out*in/2)
 	columns, rowBytes := out/8, in/2
+	var square [8]uint32
 	for strip := 0; strip < columns; strip += lineWords {
-		for k := 0; k < in; k += 2 {
+		for k := 0; k < in; k += 8 {
 			for c := strip; c < min(strip+lineWords, columns); c++ {
-				first, second := word(data, k*columns+c), word(data, (k+1)*columns+c)
+				for j := range square {
+					square[j] = word(data, (k+j)*columns+c)
+				}
+				transposeNibbles(&square)
 				for nibble, place := range order {
-					shift := 4 * uint(nibble)
-					result[(8*c+place)*rowBytes+k/2] = uint8(first>>shift&15 | second>>shift&15<<4)
+					binary.LittleEndian.PutUint32(result[(8*c+place)*rowBytes+k/2:], square[nibble])
 				}
 			}
 		}
 	}
 	return result
+}
+
+// transposeNibbles turns a square of eight words of eight nibbles: first pairs of nibbles into bytes, then bytes.
+func transposeNibbles(w *[8]uint32) {
+	const low = 0x0F0F0F0F
+	var even, odd [4]uint32
+	for q := range even {
+		a, b := w[2*q], w[2*q+1]
+		even[q] = a&low | b&low<<4
+		odd[q] = a>>4&low | b&^low
+	}
+	for q := range even {
+		shift := 8 * uint(q)
+		w[2*q] = even[0]>>shift&255 | even[1]>>shift&255<<8 | even[2]>>shift&255<<16 | even[3]>>shift<<24
+		w[2*q+1] = odd[0]>>shift&255 | odd[1]>>shift&255<<8 | odd[2]>>shift&255<<16 | odd[3]>>shift<<24
+	}
 }

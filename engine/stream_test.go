@@ -215,7 +215,13 @@ func TestCancelFreesPages(t *testing.T) {
 }
 
 func TestLeavingTheLoopAborts(t *testing.T) {
-	e := openFake(t, DefaultOptions(), fakeInfo(), nil)
+	g := make(gate)
+	e := openFake(t, DefaultOptions(), fakeInfo(), g.hold)
+	go func() {
+		for range 3 {
+			g <- struct{}{}
+		}
+	}()
 	seen := 0
 	for _, err := range e.Stream(context.Background(), request([]int32{1, 2, 3}, 150)) {
 		require.NoError(t, err)
@@ -223,9 +229,28 @@ func TestLeavingTheLoopAborts(t *testing.T) {
 			break
 		}
 	}
+	close(g)
 	settled(t, e)
-	require.Less(t, e.Stats().OutputTokensTotal, uint64(151))
-	require.Zero(t, e.Stats().FinishedTotal[FinishStop])
+	require.Less(t, e.Stats().OutputTokensTotal, uint64(10), "it went on for nobody")
+	require.Equal(t, map[FinishReason]uint64{FinishAbort: 1}, e.Stats().FinishedTotal)
+}
+
+func TestAStopStringEndsTheRequestInTheEngineToo(t *testing.T) {
+	g := make(gate)
+	e := openFake(t, DefaultOptions(), fakeInfo(), g.hold)
+	prompt := []int32{1, 2, 3}
+	first := fakebackend.Continue(prompt, 1, len(pieces), nil)[0]
+	r := request(prompt, 150)
+	r.Sampling.Stop = []string{e.Tokenizer().Decode([]int32{first}, true)}
+	go func() { g <- struct{}{} }()
+	out, err := e.Generate(context.Background(), r)
+	require.NoError(t, err)
+	require.Equal(t, FinishStop, out.Finish)
+	require.Equal(t, []int32{first}, out.TokenIDs)
+	close(g)
+	settled(t, e)
+	require.Less(t, e.Stats().OutputTokensTotal, uint64(5), "it went on for nobody")
+	require.Equal(t, map[FinishReason]uint64{FinishStop: 1}, e.Stats().FinishedTotal)
 }
 
 func TestAbort(t *testing.T) {

@@ -2,6 +2,7 @@ package kvcache
 
 import (
 	"fmt"
+	"path/filepath"
 	"slices"
 	"strings"
 	"testing"
@@ -52,53 +53,60 @@ func (w *world) grow(s *sequence) bool {
 //	append NAME TOKENS: allocate for more tokens
 //	share NAME, release NAME, flush
 func TestScripts(t *testing.T) {
-	datadriven.Walk(t, "testdata", func(t *testing.T, path string) {
-		var w *world
-		datadriven.RunTest(t, path, func(t *testing.T, d *datadriven.TestData) string {
-			var out strings.Builder
-			switch d.Cmd {
-			case "new":
-				var pages, size int
-				prefix := true
-				d.ScanArgs(t, "pages", &pages)
-				d.ScanArgs(t, "size", &size)
-				d.MaybeScanArgs(t, "prefix", &prefix)
-				w = &world{New(pages, size, prefix, 1), map[string]*sequence{}}
-			case "start":
-				s := &sequence{tokens: []int32(d.CmdArgs[1].Key)}
-				var salt uint64
-				d.MaybeScanArgs(t, "salt", &salt)
-				s.salt[0] = salt
-				s.pages = w.Match(s.salt, s.tokens, nil)
-				s.shared = len(s.pages)
-				w.seqs[d.CmdArgs[0].Key] = s
-				fmt.Fprintf(&out, "found %v\n", s.pages)
-				if !w.grow(s) {
-					out.WriteString("out of pages\n")
-				}
-			case "append":
-				s := w.seqs[d.CmdArgs[0].Key]
-				s.tokens = append(s.tokens, []int32(d.CmdArgs[1].Key)...)
-				if !w.grow(s) {
-					out.WriteString("out of pages\n")
-				}
-			case "share":
-				s := w.seqs[d.CmdArgs[0].Key]
-				s.shared = w.Share(s.salt, s.tokens, s.pages, s.shared)
-				fmt.Fprintf(&out, "shared %d\n", s.shared)
-			case "release":
-				s := w.seqs[d.CmdArgs[0].Key]
-				delete(w.seqs, d.CmdArgs[0].Key)
-				w.Release(s.salt, s.tokens[:min(len(s.tokens), len(s.pages)*w.PageSize())], s.pages)
-			case "flush":
-				w.Flush()
-			default:
-				t.Fatalf("unknown command %q", d.Cmd)
+	paths, err := filepath.Glob("testdata/*.txt")
+	require.NoError(t, err)
+	require.NotEmpty(t, paths)
+	for _, path := range paths {
+		t.Run(filepath.Base(path), func(t *testing.T) { runScript(t, path) })
+	}
+}
+
+func runScript(t *testing.T, path string) {
+	var w *world
+	datadriven.RunTest(t, path, func(t *testing.T, d *datadriven.TestData) string {
+		var out strings.Builder
+		switch d.Cmd {
+		case "new":
+			var pages, size int
+			prefix := true
+			d.ScanArgs(t, "pages", &pages)
+			d.ScanArgs(t, "size", &size)
+			d.MaybeScanArgs(t, "prefix", &prefix)
+			w = &world{New(pages, size, prefix, 1), map[string]*sequence{}}
+		case "start":
+			s := &sequence{tokens: []int32(d.CmdArgs[1].Key)}
+			var salt uint64
+			d.MaybeScanArgs(t, "salt", &salt)
+			s.salt[0] = salt
+			s.pages = w.Match(s.salt, s.tokens, nil)
+			s.shared = len(s.pages)
+			w.seqs[d.CmdArgs[0].Key] = s
+			fmt.Fprintf(&out, "found %v\n", s.pages)
+			if !w.grow(s) {
+				out.WriteString("out of pages\n")
 			}
-			require.NoError(t, w.check())
-			w.print(&out)
-			return out.String()
-		})
+		case "append":
+			s := w.seqs[d.CmdArgs[0].Key]
+			s.tokens = append(s.tokens, []int32(d.CmdArgs[1].Key)...)
+			if !w.grow(s) {
+				out.WriteString("out of pages\n")
+			}
+		case "share":
+			s := w.seqs[d.CmdArgs[0].Key]
+			s.shared = w.Share(s.salt, s.tokens, s.pages, s.shared)
+			fmt.Fprintf(&out, "shared %d\n", s.shared)
+		case "release":
+			s := w.seqs[d.CmdArgs[0].Key]
+			delete(w.seqs, d.CmdArgs[0].Key)
+			w.Release(s.salt, s.tokens[:min(len(s.tokens), len(s.pages)*w.PageSize())], s.pages)
+		case "flush":
+			w.Flush()
+		default:
+			t.Fatalf("unknown command %q", d.Cmd)
+		}
+		require.NoError(t, w.check())
+		w.print(&out)
+		return out.String()
 	})
 }
 

@@ -14,9 +14,6 @@ var correctnessPrompts = []string{
 	"The capital of France is", "The capital of the United Kingdom is", "Today is a sunny day and I like",
 }
 
-// correctnessRepeat makes a prompt long enough to fill KV pages, so that there is a prefix to be cached.
-const correctnessRepeat = 24
-
 // tieMargin is the difference of log probabilities below which two tokens count as equally likely on a backend whose order of
 // summation depends on the batch: a bfloat16 has 8 bits, so logits near 16 are known to 1/16.
 const tieMargin = 1.0 / 16
@@ -47,7 +44,9 @@ func correctnessInputs(e *engine.Engine) [][]int32 {
 	var prompts [][]int32
 	for _, text := range correctnessPrompts {
 		ids := e.Tokenizer().Encode(text, true)
-		long := slices.Repeat(ids, max(1, min(correctnessRepeat, e.Info().MaxContext/2/len(ids))))
+		// Long enough to fill two KV pages, so that there is a prefix to be cached, if the context allows.
+		times := min(2*e.Info().PageSize, e.Info().MaxContext/2)/len(ids) + 1
+		long := slices.Repeat(ids, times)
 		prompts = append(prompts, long)
 	}
 	return prompts

@@ -82,9 +82,9 @@ type servingFlags struct {
 	maxLag          time.Duration
 	maxCPU          float64
 	plot            string
-	plotTitle       string
 	outputText      bool
 	serverExtraArgs string
+	serverBinary    string
 }
 
 func defaultSettings() *settings {
@@ -100,7 +100,7 @@ func defaultSettings() *settings {
 		serving: servingFlags{
 			backend: "tokamak", host: "127.0.0.1", requestRate: list[float64]{values: []float64{math.Inf(1)}}, burstiness: 1, warmupRequests: 1,
 			maxConcurrency: list[int]{values: []int{0}}, extraBody: "{}", topP: 1, requestTimeout: 10 * time.Minute, readyTimeout: 5 * time.Minute,
-			goodputShare: 0.99, maxLag: 5 * time.Millisecond, maxCPU: 0.9,
+			goodputShare: 0.99, maxLag: 10 * time.Millisecond, maxCPU: 0.9,
 		},
 	}
 }
@@ -167,11 +167,12 @@ func (s *settings) table() []engine.Option {
 		{Name: "goodput", Value: &v.goodput, Help: "Serving: objectives in ms, METRIC one of ttft, tpot, e2el: ttft:200 tpot:20"},
 		{Name: "goodput-share", Value: &v.goodputShare, Help: "Serving: a rate is good if this part of its requests meets the objectives"},
 		{Name: "allow-failures", Value: &v.allowFailures, Help: "Serving: failed requests that do not fail the benchmark"},
-		{Name: "client-max-lag", Value: (*seconds)(&v.maxLag), Help: "Serving: a run is invalid if the client sends 1 % of requests later than this (or 2 % of the latency)"},
+		{Name: "client-max-lag", Value: (*seconds)(&v.maxLag), Help: "Serving: a run is invalid if the client sends 1 % of requests later than this (or 5 % of the latency)"},
 		{Name: "client-max-cpu", Value: &v.maxCPU, Help: "Serving: a run is invalid if the client takes more than this part of the processors"},
 		{Name: "plot", Value: &v.plot, Help: "Serving: write a report with diagrams to this HTML file"},
 		{Name: "output-details", Value: &v.outputText, Help: "Serving: keep every answer's text in the result file"},
 		{Name: "server-args", Value: &v.serverExtraArgs, Help: "Serving: more arguments for the server that is started"},
+		{Name: "server-binary", Value: &v.serverBinary, Help: "Serving: launch_server to start; default: it is built from this source"},
 		{Name: "help-flags", Value: &s.help, Help: "list these flags"},
 	}, s.profile.table()...)
 }
@@ -180,21 +181,26 @@ func (s *settings) table() []engine.Option {
 func (s *settings) parse(fs *flag.FlagSet, args []string) error {
 	engineTable := s.engine.Table()
 	tables := append(engineTable[:len(engineTable):len(engineTable)], s.table()...)
+	lists := map[string]bool{}
+	replaceLists := func() {
+		for i := range tables {
+			if l, ok := tables[i].Value.(interface{ fresh() }); ok {
+				l.fresh()
+				for _, name := range append([]string{tables[i].Name}, tables[i].Aliases...) {
+					lists[name] = true
+				}
+			}
+		}
+	}
+	replaceLists() // the environment replaces defaults
 	if err := engine.Register(fs, tables); err != nil {
 		return err
 	}
+	replaceLists() // and the command line what the environment gave
 	s.given = map[string]bool{}
-	lists := map[string]bool{}
 	for i := range tables {
-		o := &tables[i]
-		if f := fs.Lookup(o.Name); f.Value.String() != f.DefValue || envSet(o.Env()) {
+		if o := &tables[i]; envSet(o.Env()) {
 			s.given[o.Name] = true
-		}
-		if l, ok := o.Value.(interface{ fresh() }); ok {
-			l.fresh()
-			for _, name := range append([]string{o.Name}, o.Aliases...) {
-				lists[name] = true
-			}
 		}
 	}
 	fs.SetOutput(io.Discard)

@@ -21,7 +21,10 @@ func (l *list[T]) String() string {
 	}
 	parts := make([]string, len(l.values))
 	for i, v := range l.values {
-		parts[i] = strings.ToLower(strings.TrimPrefix(fmt.Sprint(v), "+"))
+		parts[i] = fmt.Sprint(v)
+		if parts[i] == "+Inf" {
+			parts[i] = "inf"
+		}
 	}
 	return strings.Join(parts, ",")
 }

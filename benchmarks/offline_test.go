@@ -35,12 +35,12 @@ func BenchmarkOfflineThroughput(b *testing.B) {
 	name := fmt.Sprintf("model=%s/dtype=%s/%s", modelName(e.Options().ModelPath), e.Info().DType, set.caseName(samples))
 	if n, i := longest(samples); n > e.Info().MaxContext {
 		table.skip(name, fmt.Sprintf("request %d needs %d tokens of context, has %d: shorten it or raise --context-length", i+1, n, e.Info().MaxContext))
-		return
+		b.SkipNow()
 	}
 	if have := e.Info().NumPages * e.Info().PageSize; have > 0 {
 		if n, i := longest(samples); n > have {
 			table.skip(name, fmt.Sprintf("request %d needs %d tokens of KV cache, has %d: raise --mem-fraction-static or --max-total-tokens", i+1, n, have))
-			return
+			b.SkipNow()
 		}
 	}
 	warm := set.skipWarmup

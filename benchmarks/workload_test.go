@@ -18,7 +18,7 @@ func (s *settings) loadSamples(vocab, context int, t *tokenizer.Tokenizer) ([]da
 	if o.ContextLen == 0 && s.datasetName != "random" && s.datasetName != "random-ids" {
 		o.ContextLen = context
 	}
-	if t != nil {
+	if t != nil && o.Encode == nil {
 		o.Encode = func(text string) []int32 { return t.Encode(text, false) }
 	}
 	return datasets.Load(s.datasetName, o)

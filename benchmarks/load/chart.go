@@ -50,7 +50,7 @@ const maxPoints = 600
 
 func newChart(title, xLabel, yLabel string, all []series) *chart {
 	c := &chart{
-		Title: title, XLabel: xLabel, YLabel: yLabel, Width: 560, Height: 330, Left: 62, Right: 548, Top: 52, Bottom: 282, LegendY: 40, XLabelY: 318,
+		Title: title, XLabel: xLabel, YLabel: yLabel, Width: 560, Height: 330, Left: 62, Right: 532, Top: 52, Bottom: 282, LegendY: 40, XLabelY: 318,
 	}
 	c.XMiddle, c.YMiddle = (c.Left+c.Right)/2, (c.Top+c.Bottom)/2
 	xMin, xMax, yMax := math.Inf(1), math.Inf(-1), 0.0

@@ -141,5 +141,10 @@ func KindNames() []string {
 // NeedsText tells whether prompts must be texts: token ids have to be decoded first.
 func (k *Kind) NeedsText() bool { return !k.takesIDs }
 
+// NeedsModel tells whether bodies must name a model.
+func (k *Kind) NeedsModel() bool {
+	return strings.HasPrefix(k.path, "/v1/") || k.path == "/api/generate"
+}
+
 // Own tells whether the kind is this project's own server.
 func (k *Kind) Own() bool { return strings.HasPrefix(k.Name, "tokamak") }

@@ -150,6 +150,7 @@ type staticBatch struct {
 	batch   backend.Batch
 	output  backend.Result
 	flights []staticFlight // oldest first
+	steps   uint64
 	result  *StaticRun
 }
 
@@ -158,6 +159,7 @@ type staticFlight struct {
 	id   backend.StepID
 	rows []int
 	took []bool // rows that sampled
+	step trace.Step
 }
 
 func newStaticBatch(l *loop, info backend.Info, prompts [][]int32, outputLen int) *staticBatch {
@@ -268,13 +270,28 @@ func (b *staticBatch) launch(f staticFlight, depth int) error {
 	if err := b.await(depth - 1); err != nil {
 		return err
 	}
-	r := trace.Begin("launch", trace.Backend)
+	b.steps++
+	f.step = trace.Step{ID: b.steps, Phase: trace.Decode, Rows: len(b.batch.Rows), Launched: time.Now(), InFlight: len(b.flights) + 1}
+	for i := range b.batch.Rows {
+		row := &b.batch.Rows[i]
+		f.step.Tokens += row.NumTokens()
+		if len(row.Tokens) > 0 {
+			f.step.Phase = trace.Prefill
+		} else {
+			f.step.DecodeRows++
+		}
+		if row.Sample {
+			f.step.SampledTokens++
+		}
+	}
+	r := trace.BeginArg("launch", trace.Backend, b.steps)
 	id, err := b.device.Launch(&b.batch)
 	r.End()
 	if err != nil {
 		return fmt.Errorf("launch a step of a static batch: %w", err)
 	}
 	f.id = id
+	f.step.LaunchTime = time.Since(f.step.Launched)
 	b.flights = append(b.flights, f)
 	return nil
 }
@@ -283,11 +300,16 @@ func (b *staticBatch) launch(f staticFlight, depth int) error {
 func (b *staticBatch) await(left int) error {
 	for len(b.flights) > left {
 		f := b.flights[0]
-		r := trace.Begin("wait", trace.Backend)
+		f.step.WaitStart = time.Now()
+		r := trace.BeginArg("wait", trace.Backend, f.step.ID)
 		err := b.device.Wait(f.id, &b.output)
 		r.End()
 		if err != nil {
 			return fmt.Errorf("step of a static batch: %w", err)
+		}
+		if trace.Enabled() {
+			f.step.WaitTime = time.Since(f.step.WaitStart)
+			trace.StepDone(f.step)
 		}
 		copy(b.flights, b.flights[1:])
 		b.flights = b.flights[:len(b.flights)-1]

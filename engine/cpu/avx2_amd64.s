@@ -324,8 +324,8 @@ accumulate1Done:
 	VZEROUPPER
 	RET
 
-// func softmaxAVX2(x *float32, n int, scale float32) float32
-TEXT ·softmaxAVX2(SB), NOSPLIT, $0-28
+// func softmaxAVX2(x *float32, n int, scale float32) (largest, sum float32)
+TEXT ·softmaxAVX2(SB), NOSPLIT, $0-32
 	MOVQ x+0(FP), DI
 	MOVQ n+8(FP), CX
 	MOVQ CX, DX
@@ -365,7 +365,8 @@ softmaxMaxTail:
 	VMAXPS X4, X3, X3
 	VPERMILPS $0xB1, X3, X4
 	VMAXPS X4, X3, X3
-	VBROADCASTSS X3, Y3     // largest
+	VMOVSS X3, largest+24(FP)
+	VBROADCASTSS X3, Y3
 	VBROADCASTSS scale+16(FP), Y4
 	VXORPS Y5, Y5, Y5       // sums
 	VXORPS Y6, Y6, Y6
@@ -408,7 +409,7 @@ softmaxExpTail:
 	VADDPS Y6, Y5, Y5
 	CLEAR4(Y6, Y7, Y8, Y9)
 	SUM4(Y5, X5, Y6, X6, Y7, Y8)
-	VMOVSS X5, ret+24(FP)
+	VMOVSS X5, sum+28(FP)
 	VZEROUPPER
 	RET
 

@@ -366,8 +366,8 @@ accumulate1Done:
 	VZEROUPPER
 	RET
 
-// func softmaxAVX512(x *float32, n int, scale float32) float32
-TEXT ·softmaxAVX512(SB), NOSPLIT, $0-28
+// func softmaxAVX512(x *float32, n int, scale float32) (largest, sum float32)
+TEXT ·softmaxAVX512(SB), NOSPLIT, $0-32
 	MOVQ x+0(FP), DI
 	MOVQ n+8(FP), CX
 	MOVQ CX, DX
@@ -404,7 +404,8 @@ softmaxMaxTail:
 	VMAXPS X4, X3, X3
 	VPERMILPS $0xB1, X3, X4
 	VMAXPS X4, X3, X3
-	VBROADCASTSS X3, Z3     // largest
+	VMOVSS X3, largest+24(FP)
+	VBROADCASTSS X3, Z3
 	VBROADCASTSS scale+16(FP), Z4
 	VPXORD Z5, Z5, Z5       // sums
 	EXP_CONSTANTS
@@ -434,7 +435,7 @@ softmaxExpTail:
 	VPXORD Z7, Z7, Z7
 	VPXORD Z8, Z8, Z8
 	SUM4(Z5, Y5, X5, Z6, Y6, X6, Z7, Y7, Z8, Y8)
-	VMOVSS X5, ret+24(FP)
+	VMOVSS X5, sum+28(FP)
 	VZEROUPPER
 	RET
 

@@ -138,3 +138,39 @@ func TestThreadsDoNotMatter(t *testing.T) {
 		require.NoError(t, b.Close())
 	}
 }
+
+// TestLongContext: contexts of several attention blocks give the same bits from one chunk, from small ones, and from a last
+// token whose blocks are shared between workers.
+func TestLongContext(t *testing.T) {
+	for _, window := range []int{0, 700} {
+		cfg := smallModels()["llama"]
+		cfg.MaxPositions, cfg.SlidingWindow = 2048, window
+		b, err := Open(cfg, weights.NewDummy(cfg), backend.Options{Threads: 2, MaxRows: 1, MaxTokens: 1200})
+		require.NoError(t, err)
+		tokens := randomTokensOf(cfg.VocabSize, 1200)
+		pages := make([]int32, 128)
+		for i := range pages {
+			pages[i] = int32(len(pages) - 1 - i)
+		}
+		last := func(chunks ...int) []float32 {
+			var out backend.Result
+			position := 0
+			for _, n := range chunks {
+				row := backend.Row{Tokens: tokens[position : position+n], Position: position, Pages: pages, Sample: true, Logits: true}
+				if position == 0 {
+					row.Start = &backend.Start{}
+				}
+				id, err := b.Launch(&backend.Batch{Rows: []backend.Row{row}})
+				require.NoError(t, err)
+				require.NoError(t, b.Wait(id, &out))
+				position += n
+			}
+			require.Equal(t, len(tokens), position)
+			return append([]float32(nil), out.Rows[0].Logits...)
+		}
+		want := last(1200)
+		require.Equal(t, want, last(511, 3, 685, 1))
+		require.Equal(t, want, last(1, 1030, 169))
+		require.NoError(t, b.Close())
+	}
+}

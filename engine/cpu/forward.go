@@ -21,6 +21,7 @@ type stepper struct {
 	rows   []backend.Row
 	tokens []tokenPlace
 	tasks  []attentionTask
+	parts  []partial // of rows whose blocks are shared between workers
 
 	// Activations, row-major by token: the residual stream, its normed form, and what each layer needs. They keep the size
 	// of the largest step so far.
@@ -32,9 +33,10 @@ type stepper struct {
 
 // scratch is one worker's own memory.
 type scratch struct {
-	tile                            []float32 // decoded weight rows
-	queries, scores, out, page, inv []float32 // attention
-	logits                          []float32 // sampling
+	tile                       []float32 // decoded weight rows
+	queries, scores, out, page []float32 // attention
+	parts                      []partial
+	logits                     []float32 // sampling
 }
 
 // tokenPlace is where a token of the step belongs.

@@ -25,8 +25,8 @@ type kernels struct {
 	// p[i*ldp+j] * v[j*dim:][:dim], for i < m. dim is a multiple of lanes.
 	accumulate func(out, p, v []float32, ldp, m, n, dim int)
 
-	// softmax replaces x by exp(x*scale - largest) and returns the sum.
-	softmax func(x []float32, scale float32) float32
+	// softmax replaces x by exp((x - largest)*scale) and returns the largest x and the sum of what it wrote.
+	softmax func(x []float32, scale float32) (largest, sum float32)
 
 	// swiglu is SwiGLU.
 	swiglu func(dst, gate, up []float32)
@@ -103,17 +103,16 @@ func accumulatePortable(out, p, v []float32, ldp, m, n, dim int) {
 	}
 }
 
-func softmaxPortable(x []float32, scale float32) float32 {
-	largest := negativeInf
+func softmaxPortable(x []float32, scale float32) (largest, sum float32) {
+	largest = negativeInf
 	for _, v := range x {
 		largest = max(largest, v)
 	}
-	var sum float32
 	for i, v := range x {
 		x[i] = exp32((v - largest) * scale)
 		sum += x[i]
 	}
-	return sum
+	return largest, sum
 }
 
 // fastest is the best of the kernels that this processor can run.

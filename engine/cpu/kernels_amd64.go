@@ -25,7 +25,7 @@ var avx512 = kernels{
 	name:       "avx512",
 	tile:       tileOf(4, tile4AVX512, tile1AVX512),
 	accumulate: accumulateOf(accumulate4AVX512, accumulate1AVX512),
-	softmax: func(x []float32, scale float32) float32 {
+	softmax: func(x []float32, scale float32) (largest, sum float32) {
 		return softmaxAVX512(&x[0], len(x), scale)
 	},
 	swiglu: swigluOf(swigluAVX512),
@@ -51,7 +51,7 @@ var avx2 = kernels{
 	name:       "avx2",
 	tile:       tileOf(2, tile2AVX2, tile1AVX2),
 	accumulate: accumulateOf(accumulate4AVX2, accumulate1AVX2),
-	softmax: func(x []float32, scale float32) float32 {
+	softmax: func(x []float32, scale float32) (largest, sum float32) {
 		return softmaxAVX2(&x[0], len(x), scale)
 	},
 	swiglu: swigluOf(swigluAVX2),
@@ -183,7 +183,7 @@ func accumulate4AVX512(out, p, v *float32, ldp, n, dim int)
 func accumulate1AVX512(out, p, v *float32, n, dim int)
 
 //go:noescape
-func softmaxAVX512(x *float32, n int, scale float32) float32
+func softmaxAVX512(x *float32, n int, scale float32) (largest, sum float32)
 
 //go:noescape
 func swigluAVX512(dst, gate, up *float32, n int)
@@ -237,7 +237,7 @@ func accumulate4AVX2(out, p, v *float32, ldp, n, dim int)
 func accumulate1AVX2(out, p, v *float32, n, dim int)
 
 //go:noescape
-func softmaxAVX2(x *float32, n int, scale float32) float32
+func softmaxAVX2(x *float32, n int, scale float32) (largest, sum float32)
 
 //go:noescape
 func swigluAVX2(dst, gate, up *float32, n int)

@@ -16,6 +16,9 @@ const (
 // tileBytes bounds a tile of decoded weight rows: it stays in half of a 512 KiB level-2 cache while the activations pass by.
 const tileBytes = 256 << 10
 
+// vectorTileBytes bounds the tile where one token alone passes by and there is no vecmat kernel: it stays in level 1.
+const vectorTileBytes = 16 << 10
+
 // tokensPerPass is how many tokens pass by a tile at once: their activations stay in the level-1 cache for four rows of the
 // tile at a time.
 const tokensPerPass = 4
@@ -70,19 +73,33 @@ func (s *stepper) multiplyTile(worker int, x, y []float32, w *matrix, row, rows,
 		vecmat(y[row:row+rows], x, w.tensor.Data[row*w.rowBytes:(row+rows)*w.rowBytes], w.rowBytes)
 		return
 	}
-	padded := (rows + 3) / 4 * 4
+	budget := tileBytes
+	if m == 1 {
+		budget = vectorTileBytes
+	}
+	perTile := max(budget/4/stride/4*4, 4)
+	for ; rows > 0; row, rows = row+perTile, rows-perTile {
+		n := min(perTile, rows)
+		tile := s.decodeTile(worker, w, row, n, stride)
+		for i := 0; i < m; i += tokensPerPass {
+			ks.tile(y[i*w.n+row:], x[i*stride:], tile, w.n, stride, stride, min(tokensPerPass, m-i), n, stride)
+		}
+	}
+}
+
+// decodeTile returns rows [row, row+n) as float32, [n rounded up to 4, stride], zero beyond w's own.
+func (s *stepper) decodeTile(worker int, w *matrix, row, n, stride int) []float32 {
+	padded := (n + 3) / 4 * 4
 	tile := grow(&s.scratch[worker].tile, padded*stride)
 	for i := range padded {
 		dst := tile[i*stride : (i+1)*stride]
-		if i < rows {
-			ks.decodeRow(dst[:w.k], w, row+i)
+		if i < n {
+			s.kernels.decodeRow(dst[:w.k], w, row+i)
 			dst = dst[w.k:]
 		}
 		clear(dst)
 	}
-	for i := 0; i < m; i += tokensPerPass {
-		ks.tile(y[i*w.n+row:], x[i*stride:], tile, w.n, stride, stride, min(tokensPerPass, m-i), rows, stride)
-	}
+	return tile
 }
 
 // padRows copies x [m, k] to rows of stride elements, zero beyond k.

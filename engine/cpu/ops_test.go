@@ -120,6 +120,10 @@ func TestAttend(t *testing.T) {
 			{9, 50, 4, 1, 80, 16, 16},
 			{1, 70, 5, 5, 16, 1, 3},
 			{10, 300, 4, 2, 64, 100, 32},
+			{1, 1300, 6, 2, 16, 0, 16}, // three blocks, shared between workers
+			{11, 1100, 3, 1, 16, 0, 100},
+			{9, 1030, 2, 1, 32, 8, 16}, // some tokens see two blocks, some one
+			{1, 1030, 2, 1, 32, 600, 16},
 		} {
 			t.Run(fmt.Sprintf("%+v", c), func(t *testing.T) {
 				q := randomFloats(c.n * c.heads * c.dim)

@@ -1,0 +1,190 @@
+// Package report sums up the kernels of a capture: where the time went, how near each operation came to the card's ceilings, and how long
+// the card had nothing to do.
+package report
+
+import (
+	"cmp"
+	"fmt"
+	"io"
+	"slices"
+	"strings"
+	"text/tabwriter"
+	"time"
+
+	"github.com/tokamak-engine/tokamak/profiling"
+)
+
+// Ceilings are what a card was measured to do at most; nil where nobody measured.
+type Ceilings struct {
+	BytesPerSecond *float64 // reading
+	FLOPs          *float64 // a second
+}
+
+// Row is an operation, or a kernel without one.
+type Row struct {
+	Name         string
+	Calls        int
+	Time         time.Duration // of its kernels, overlap counted in each
+	Share        float64       // of all kernels' time
+	Bytes, FLOPs int64
+}
+
+// Report is a capture's kernels, summed up.
+type Report struct {
+	Steps   int
+	Kernels int
+	Rows    []Row // most time first
+	Total   time.Duration
+	// Busy is the time in which at least one kernel ran, Span from the first kernel's start to the last one's end, step by step.
+	Busy, Span time.Duration
+	// Gaps between kernels within steps: how many, and how long in all; LongestGap with the kernel after it.
+	Gaps         int
+	Idle         time.Duration
+	LongestGap   time.Duration
+	LongestAfter string
+	ceilings     Ceilings
+}
+
+// GBs is the row's rate in GB/s, or nil if its bytes are not known.
+func (r Row) GBs() *float64 {
+	if r.Bytes == 0 || r.Time == 0 {
+		return nil
+	}
+	v := float64(r.Bytes) / r.Time.Seconds() / 1e9
+	return &v
+}
+
+// TFLOPs is the row's rate in TFLOP/s, or nil if its operations are not known.
+func (r Row) TFLOPs() *float64 {
+	if r.FLOPs == 0 || r.Time == 0 {
+		return nil
+	}
+	v := float64(r.FLOPs) / r.Time.Seconds() / 1e12
+	return &v
+}
+
+// OfCeiling is the share of the ceiling that binds: of bandwidth or of arithmetic, whichever the row is nearer to. It is nil where neither was
+// measured.
+func (r Row) OfCeiling(c Ceilings) *float64 {
+	var best *float64
+	consider := func(rate *float64, unit float64, ceiling *float64) {
+		if rate == nil || ceiling == nil || *ceiling == 0 {
+			return
+		}
+		if v := *rate * unit / *ceiling; best == nil || v > *best {
+			best = &v
+		}
+	}
+	consider(r.GBs(), 1e9, c.BytesPerSecond)
+	consider(r.TFLOPs(), 1e12, c.FLOPs)
+	return best
+}
+
+// New sums kernels up.
+func New(kernels []profiling.Kernel, c Ceilings) *Report {
+	r := &Report{Kernels: len(kernels), ceilings: c}
+	rows := map[string]*Row{}
+	bySteps := map[uint64][]profiling.Kernel{}
+	for _, k := range kernels {
+		name := k.Op
+		if name == "" {
+			name = k.Name
+		}
+		row := rows[name]
+		if row == nil {
+			row = &Row{Name: name}
+			rows[name] = row
+		}
+		row.Calls++
+		row.Time += k.Length
+		row.Bytes += k.Bytes
+		row.FLOPs += k.FLOPs
+		r.Total += k.Length
+		bySteps[k.Step] = append(bySteps[k.Step], k)
+	}
+	r.Steps = len(bySteps)
+	for _, row := range rows {
+		row.Share = float64(row.Time) / float64(max(1, r.Total))
+		r.Rows = append(r.Rows, *row)
+	}
+	slices.SortFunc(r.Rows, func(a, b Row) int { return cmp.Or(cmp.Compare(b.Time, a.Time), cmp.Compare(a.Name, b.Name)) })
+	for _, step := range bySteps {
+		r.addStep(step)
+	}
+	return r
+}
+
+// addStep measures the gaps between one step's kernels, which come in the order of their start.
+func (r *Report) addStep(kernels []profiling.Kernel) {
+	end := kernels[0].Start
+	for _, k := range kernels {
+		if gap := k.Start.Sub(end); gap > 0 {
+			r.Gaps++
+			r.Idle += gap
+			if gap > r.LongestGap {
+				r.LongestGap, r.LongestAfter = gap, k.Name
+			}
+		}
+		kernelEnd := k.Start.Add(k.Length)
+		if kernelEnd.After(end) {
+			from := k.Start
+			if end.After(from) {
+				from = end
+			}
+			r.Busy += kernelEnd.Sub(from)
+			end = kernelEnd
+		}
+	}
+	r.Span += end.Sub(kernels[0].Start)
+}
+
+// header of the columns that Text and Markdown share.
+var header = []string{"op", "calls/step", "us/call", "ms/step", "share", "GB/s", "TFLOP/s", "of ceiling"}
+
+func (r *Report) cells(row Row) []string {
+	steps := float64(max(1, r.Steps))
+	show := func(v *float64, format string, scale float64) string {
+		if v == nil {
+			return ""
+		}
+		return fmt.Sprintf(format, *v*scale)
+	}
+	return []string{row.Name, fmt.Sprintf("%.4g", float64(row.Calls)/steps), fmt.Sprintf("%.2f", row.Time.Seconds()*1e6/float64(row.Calls)),
+		fmt.Sprintf("%.4f", row.Time.Seconds()*1e3/steps), fmt.Sprintf("%.1f%%", 100*row.Share),
+		show(row.GBs(), "%.0f", 1), show(row.TFLOPs(), "%.1f", 1), show(row.OfCeiling(r.ceilings), "%.1f%%", 100)}
+}
+
+func (r *Report) foot() string {
+	steps := float64(max(1, r.Steps))
+	text := fmt.Sprintf("%d steps, %.4g kernels each: %.4f ms from first to last kernel, busy %.1f%%", r.Steps, float64(r.Kernels)/steps,
+		r.Span.Seconds()*1e3/steps, 100*float64(r.Busy)/float64(max(1, r.Span)))
+	if r.Gaps > 0 {
+		text += fmt.Sprintf(", %.4g gaps of %.2f us, the longest %.2f us before %s", float64(r.Gaps)/steps, r.Idle.Seconds()*1e6/float64(r.Gaps),
+			r.LongestGap.Seconds()*1e6, r.LongestAfter)
+	}
+	return text
+}
+
+// Text writes the table for a terminal.
+func (r *Report) Text(w io.Writer) error {
+	t := tabwriter.NewWriter(w, 0, 0, 2, ' ', tabwriter.AlignRight)
+	fmt.Fprintln(t, strings.Join(header, "\t")+"\t")
+	for _, row := range r.Rows {
+		fmt.Fprintln(t, strings.Join(r.cells(row), "\t")+"\t")
+	}
+	if err := t.Flush(); err != nil {
+		return err
+	}
+	_, err := fmt.Fprintln(w, r.foot())
+	return err
+}
+
+// Markdown writes the table for a page.
+func (r *Report) Markdown(w io.Writer) error {
+	fmt.Fprintf(w, "| %s |\n|--|%s\n", strings.Join(header, " | "), strings.Repeat("--:|", len(header)-1))
+	for _, row := range r.Rows {
+		fmt.Fprintf(w, "| %s |\n", strings.Join(r.cells(row), " | "))
+	}
+	_, err := fmt.Fprintf(w, "\n%s\n", r.foot())
+	return err
+}

@@ -1,0 +1,62 @@
+package report
+
+import (
+	"bytes"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/assert"
+	"github.com/stretchr/testify/require"
+
+	"github.com/tokamak-engine/tokamak/profiling"
+)
+
+func TestReport(t *testing.T) {
+	t0 := time.Unix(1000, 0)
+	at := func(us float64) time.Time { return t0.Add(time.Duration(us * 1000)) }
+	us := func(v float64) time.Duration { return time.Duration(v * 1000) }
+	var kernels []profiling.Kernel
+	for step := range uint64(2) {
+		base := 1000 * float64(step)
+		kernels = append(kernels,
+			profiling.Kernel{Step: step, Name: "gemv", Op: "gemv_qkv", Start: at(base), Length: us(10), Bytes: 40_000_000},
+			profiling.Kernel{Step: step, Name: "attn", Op: "attn", Start: at(base + 8), Length: us(4), FLOPs: 1_000_000_000}, // overlaps by 2
+			profiling.Kernel{Step: step, Name: "stranger", Start: at(base + 15), Length: us(5)})                               // 3 after
+	}
+	bandwidth, flops := 4.0e12, 500e12
+	r := New(kernels, Ceilings{&bandwidth, &flops})
+	assert.Equal(t, 2, r.Steps)
+	assert.Equal(t, us(38), r.Total)
+	assert.Equal(t, us(40), r.Span)
+	assert.Equal(t, us(34), r.Busy)
+	assert.Equal(t, 2, r.Gaps)
+	assert.Equal(t, us(6), r.Idle)
+	assert.Equal(t, "stranger", r.LongestAfter)
+	require.Len(t, r.Rows, 3)
+	assert.Equal(t, "gemv_qkv", r.Rows[0].Name)
+	assert.InDelta(t, 20.0/38, r.Rows[0].Share, 1e-9)
+	assert.InDelta(t, 4000, *r.Rows[0].GBs(), 1e-6)
+	assert.InDelta(t, 1.0, *r.Rows[0].OfCeiling(r.ceilings), 1e-9)
+	assert.Nil(t, r.Rows[1].GBs(), "not known is absent")
+	attn := r.Rows[2]
+	assert.InDelta(t, 250, *attn.TFLOPs(), 1e-6)
+	assert.InDelta(t, 0.5, *attn.OfCeiling(r.ceilings), 1e-9)
+	assert.Nil(t, attn.OfCeiling(Ceilings{}))
+
+	var text, md bytes.Buffer
+	require.NoError(t, r.Text(&text))
+	require.NoError(t, r.Markdown(&md))
+	assert.Contains(t, text.String(), "gemv_qkv")
+	assert.Contains(t, text.String(), "busy 85.0%")
+	lines := strings.Split(strings.TrimSpace(md.String()), "\n")
+	for _, line := range lines[:5] {
+		assert.Equal(t, len(header)+1, strings.Count(line, "|"), line)
+	}
+}
+
+func TestNothing(t *testing.T) {
+	var out bytes.Buffer
+	require.NoError(t, New(nil, Ceilings{}).Text(&out))
+	assert.Contains(t, out.String(), "0 steps")
+}

@@ -44,6 +44,9 @@ var avx512 = kernels{
 		weights.Q8_0: decodeOf(decodeQ8_0AVX512),
 		weights.Q4_0: decodeOf(decodeQ4_0AVX512),
 		weights.Q4_1: decodeOf(decodeQ4_1AVX512),
+		weights.Q4_K: decodeBlocksOf(decodeQ4_K),
+		weights.Q5_K: decodeBlocksOf(decodeQ5_K),
+		weights.Q6_K: decodeBlocksOf(decodeQ6_K),
 	},
 }
 
@@ -70,6 +73,9 @@ var avx2 = kernels{
 		weights.Q8_0: decodeOf(decodeQ8_0AVX2),
 		weights.Q4_0: decodeOf(decodeQ4_0AVX2),
 		weights.Q4_1: decodeOf(decodeQ4_1AVX2),
+		weights.Q4_K: decodeBlocksOf(decodeQ4_K),
+		weights.Q5_K: decodeBlocksOf(decodeQ5_K),
+		weights.Q6_K: decodeBlocksOf(decodeQ6_K),
 	},
 }
 
@@ -141,6 +147,11 @@ func vecmatOf(four func(y, x *float32, w0, w1, w2, w3 *byte, units int)) func(y,
 
 func decodeOf(decode func(dst *float32, src *byte, units int)) func(dst []float32, row []byte) {
 	return func(dst []float32, row []byte) { decode(&dst[0], &row[0], len(dst)/decodeUnit) }
+}
+
+// decodeBlocksOf is decodeOf for the formats with blocks of 256, whose kernels need AVX2 alone.
+func decodeBlocksOf(decode func(dst *float32, src *byte, blocks int)) func(dst []float32, row []byte) {
+	return func(dst []float32, row []byte) { decode(&dst[0], &row[0], len(dst)/256) }
 }
 
 func accumulateOf(four func(out, p, v *float32, ldp, n, dim int), one func(out, p, v *float32, n, dim int)) func(out, p, v []float32, ldp, m, n, dim int) {
@@ -277,3 +288,12 @@ func vecmatQ4_0AVX2(y, x *float32, w0, w1, w2, w3 *byte, units int)
 
 //go:noescape
 func vecmatQ4_1AVX2(y, x *float32, w0, w1, w2, w3 *byte, units int)
+
+//go:noescape
+func decodeQ4_K(dst *float32, src *byte, blocks int)
+
+//go:noescape
+func decodeQ5_K(dst *float32, src *byte, blocks int)
+
+//go:noescape
+func decodeQ6_K(dst *float32, src *byte, blocks int)

@@ -6,11 +6,12 @@ type product struct {
 	y []float32
 }
 
-// In a matrix-vector product a worker takes about a quarter of its share of the weight rows at once, so that a worker that
-// is held up leaves the rest to others; never fewer than minRowsPerTask, as the first rows of a task are not prefetched.
+// A worker takes about a quarter of its share of the weight rows at once, so that a worker that is held up leaves the rest to
+// others. In a matrix-vector product it is never fewer than minVectorRows, as the first rows of a task are not prefetched.
 const (
 	tasksPerWorker = 4
-	minRowsPerTask = 32
+	minVectorRows  = 32
+	maxTileRows    = 64
 )
 
 // tileBytes bounds a tile of decoded weight rows: it stays in half of a 512 KiB level-2 cache while the activations pass by.
@@ -34,9 +35,11 @@ func (s *stepper) multiply(x []float32, m int, products ...product) {
 	for i := range products {
 		rows += products[i].w.n
 	}
-	perTask := max(minRowsPerTask, (rows/(tasksPerWorker*s.pool.threads())+3)/4*4)
-	if m > 1 {
-		perTask = min(max(tileBytes/4/stride/4*4, 4), 64)
+	perTask := (rows/(tasksPerWorker*s.pool.threads()) + 3) / 4 * 4
+	if m == 1 {
+		perTask = max(perTask, minVectorRows)
+	} else {
+		perTask = min(max(perTask, 4), max(tileBytes/4/stride/4*4, 4), maxTileRows)
 	}
 	tasks := 0
 	for i := range products {

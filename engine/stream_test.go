@@ -324,6 +324,21 @@ func TestManyAtOnce(t *testing.T) {
 	}
 }
 
+func TestSaltsDoNotShare(t *testing.T) {
+	e := openFake(t, DefaultOptions(), fakeInfo(), nil)
+	cached := func(salt string) int {
+		r := request(slices.Repeat([]int32{8}, 41), 2)
+		r.CacheSalt = salt
+		out, err := e.Generate(context.Background(), r)
+		require.NoError(t, err)
+		return out.CachedTokens
+	}
+	for _, salt := range []string{"", "tenant a", "tenant b"} {
+		require.Zero(t, cached(salt), "%q found another's pages", salt)
+		require.Equal(t, 40, cached(salt))
+	}
+}
+
 func TestCloseEndsRequests(t *testing.T) {
 	g := make(gate)
 	e := openFake(t, DefaultOptions(), fakeInfo(), g.hold)

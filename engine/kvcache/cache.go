@@ -19,7 +19,7 @@ type Cache struct {
 	tokens    []int32 // [page][pageSize] of pages in the tree
 	buckets   []int32 // hash of parent and tokens -> first page of a chain
 	leaves    lru     // pages that could be reclaimed now
-	clock     uint64  // ascends with every use of the tree
+	clock     uint64  // ascends with every release
 	inTree    int     // pages in the tree
 	idle      int     // of these, held by the tree alone
 	evictions uint64
@@ -97,15 +97,13 @@ func (c *Cache) Match(salt Salt, tokens []int32, dst []int32) []int32 {
 	if !c.prefix {
 		return dst
 	}
-	c.clock++
 	parent := none
 	for ; len(tokens) >= c.pageSize; tokens = tokens[c.pageSize:] {
 		page := c.find(salt, parent, tokens[:c.pageSize])
 		if page == none {
 			break
 		}
-		c.touch(page)
-		c.hold(page)
+		c.hold(page) // its use is noted when it is let go: until then it cannot be reclaimed
 		dst = append(dst, page)
 		parent = page
 	}

@@ -93,7 +93,7 @@ func apiErrorOf(ctx context.Context, err error) *apiError {
 	case errors.Is(err, engine.ErrClosed):
 		return errShutdown
 	}
-	if errors.Is(err, context.Canceled) || errors.Is(err, context.DeadlineExceeded) {
+	if ctx.Err() != nil {
 		switch cause := context.Cause(ctx); {
 		case errors.Is(cause, errDeadline):
 			return &apiError{status: http.StatusGatewayTimeout, kind: "timeout_error", code: "deadline_exceeded", outcome: metrics.OutcomeTimeout,

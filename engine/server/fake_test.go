@@ -65,6 +65,7 @@ func (f *fakeEngine) Stream(ctx context.Context, r engine.Request) iter.Seq2[eng
 			}
 			yield(engine.Event{At: f.clock(), Done: out}, err)
 		}
+		var text strings.Builder
 		for i := range r.Sampling.MaxNewTokens {
 			if ctx.Err() != nil {
 				fail(ctx.Err())
@@ -89,7 +90,7 @@ func (f *fakeEngine) Stream(ctx context.Context, r engine.Request) iter.Seq2[eng
 			out.LogProbs = append(out.LogProbs, ev.LogProbs...)
 			stop := ""
 			for _, s := range r.Sampling.Stop {
-				if strings.HasSuffix(out.Text+ev.Text, s) {
+				if strings.HasSuffix(text.String()+ev.Text, s) {
 					stop = s
 				}
 			}
@@ -97,12 +98,13 @@ func (f *fakeEngine) Stream(ctx context.Context, r engine.Request) iter.Seq2[eng
 				out.Finish, out.MatchedString = engine.FinishStop, stop
 				ev.Text = ""
 			} else {
-				out.Text += ev.Text
+				text.WriteString(ev.Text)
 				if i == r.Sampling.MaxNewTokens-1 {
 					out.Finish = engine.FinishLength
 				}
 			}
 			if out.Finish != "" {
+				out.Text = text.String()
 				out.Finished = out.Arrived.Add(10 * time.Millisecond)
 				if r.PromptLogProbs {
 					for _, id := range r.InputIDs[1:] {

@@ -190,6 +190,6 @@ func (o *object) nativeSampling(m *modelInfo) (s engine.Sampling, n int) {
 	o.refuse("the stop string is always cut off", "no_stop_trim")
 	o.ignore("spaces_between_special_tokens", "stream_interval", "custom_params")
 	o.strict()
-	o.constraint(&s, m)
+	o.consistent(&s, m, "min_new_tokens")
 	return s, n
 }

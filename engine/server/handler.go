@@ -216,7 +216,11 @@ func (c *call) body() ([]byte, error) {
 		buf.Grow(int(size) + bytes.MinRead)
 	}
 	_, err := buf.ReadFrom(io.LimitReader(c.r.Body, most+1))
-	rc.SetReadDeadline(time.Time{})
+	if err == nil && int64(buf.Len()) <= most {
+		rc.SetReadDeadline(time.Time{})
+	} else { // the deadline stays, or net/http would wait for the rest of the body
+		c.w.Header().Set("Connection", "close")
+	}
 	switch {
 	case int64(buf.Len()) > most:
 		return nil, c.tooLarge(most)
@@ -237,9 +241,9 @@ func (c *call) tooLarge(most int64) error {
 		rc := http.NewResponseController(c.w.ResponseWriter)
 		rc.SetReadDeadline(time.Now().Add(c.s.options.BodyTimeout))
 		io.CopyN(io.Discard, c.r.Body, maxDrainBytes)
-		rc.SetReadDeadline(time.Time{})
 		c.extendWrite()
 	}
+	c.w.Header().Set("Connection", "close")
 	return &apiError{status: http.StatusRequestEntityTooLarge, kind: "invalid_request_error", code: "body_too_large", outcome: metrics.OutcomeInvalid,
 		message: "the body is larger than " + byteCount(most) + ": send less or raise --max-body-bytes"}
 }

@@ -6,9 +6,9 @@ const (
 	maxBatchPrompts   = 2048     // prompts of one request
 	maxChoices        = 128      // n: OpenAI's own limit
 	maxGenerations    = 4096     // prompts times n
-	maxStops          = 32       // stop strings; OpenAI allows 4
-	maxStopBytes      = 1 << 10  // of one stop string
-	maxStopTokens     = 256      // stop token ids
+	maxStops          = 16       // stop strings; OpenAI allows 4
+	maxStopBytes      = 512      // of one stop string
+	maxStopTokens     = 64       // stop token ids
 	maxLogitBias      = 1024     // entries; OpenAI allows 300
 	maxTopLogProbs    = 20       // OpenAI's own limit
 	maxRegexBytes     = 8 << 10  // a regex compiles to an automaton

@@ -102,7 +102,7 @@ func (c *call) ollamaCommon(o *object, field string) (*ollamaEncoder, engine.Sam
 		p.number("repeat_penalty", &s.RepetitionPenalty, 1e-3, 1e3)
 		p.seed("seed", &s.Seed)
 		p.sampling(&s, m)
-		p.constraint(&s, m)
+		p.consistent(&s, m, "num_predict")
 		o.join(p) // the rest tunes Ollama's own engine
 	}
 	o.ignore("keep_alive", "think", "truncate", "shift")

@@ -59,7 +59,7 @@ func (c *call) openAICommon(o *object, maxTokens int) (*openAIRequest, engine.Sa
 	o.refuse("stop strings are always cut off", "no_stop_trim", "include_stop_str_in_output")
 	o.refuse("not part of this server", "lora_path", "prompt_logprobs", "logits_processors", "custom_logit_processor", "prompt_embeds",
 		"return_hidden_states", "allowed_token_ids", "bad_words", "use_beam_search", "truncate_prompt_tokens", "min_logprob")
-	o.constraint(&s, m)
+	o.consistent(&s, m, "min_tokens")
 	return q, s, n
 }
 

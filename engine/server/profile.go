@@ -24,6 +24,8 @@ type ProfileRequest struct {
 	StartStep  int      // engine steps from now until the capture begins
 	NumSteps   int      // steps to capture; 0 captures until StopProfile
 	ByStage    bool     // capture prefill and decode steps apart
+	Stage      string   // "", "all", "prefill" or "decode"
+	When       string   // "", or a condition on a step such as "batch>=8"
 	Stages     []string
 	WithStack  bool
 	Shapes     bool
@@ -50,6 +52,8 @@ func (c *call) startProfile() error {
 		o.integer("start_step", &r.StartStep, 0, math.MaxInt32)
 		o.integer("num_steps", &r.NumSteps, 0, math.MaxInt32)
 		o.boolean("profile_by_stage", &r.ByStage)
+		o.text("stage", &r.Stage, maxNameBytes)
+		o.text("when", &r.When, maxNameBytes)
 		o.texts("profile_stages", &r.Stages, 16, maxNameBytes)
 		o.boolean("with_stack", &r.WithStack)
 		o.boolean("record_shapes", &r.Shapes)

@@ -46,9 +46,11 @@ func (o *object) sampling(s *engine.Sampling, m *modelInfo) {
 	}
 }
 
-// constraint checks, after all fields were read, that at most one of them constrains the output.
-func (o *object) constraint(s *engine.Sampling, m *modelInfo) {
+// consistent checks, after all fields were read, what they are together. minimum names the field of MinNewTokens.
+func (o *object) consistent(s *engine.Sampling, m *modelInfo, minimum string) {
 	switch {
+	case s.MaxNewTokens > 0 && s.MinNewTokens > s.MaxNewTokens:
+		o.fail(minimum, "invalid_value", "is %d, above the %d tokens asked for at most", s.MinNewTokens, s.MaxNewTokens)
 	case s.JSONSchema != "" && s.Regex != "":
 		o.fail("regex", "invalid_value", "regex and a JSON schema exclude each other")
 	case m.codec == nil && (s.JSONSchema != "" || s.Regex != ""):

@@ -176,8 +176,8 @@ func (s *Server) unhealthy() bool {
 func (s *Server) logLoad() {
 	tick := time.NewTicker(s.options.LogInterval)
 	defer tick.Stop()
-	var lastOutput, lastPrefill uint64
-	last := s.now()
+	before := s.live.Load().gen.Stats()
+	lastOutput, lastPrefill, last := before.OutputTokensTotal, before.PrefillTokensTotal, s.now()
 	for {
 		select {
 		case <-s.base.Done():

@@ -218,16 +218,29 @@ func (o *Options) fill() error {
 
 // Paths returns where the capture's files will be once it is done.
 func (c *Capture) Paths() []string {
-	stem := filepath.Join(c.o.Dir, c.o.Name+"-"+c.begun.UTC().Format("20060102T150405.000"))
 	var paths []string
 	for _, s := range c.stages {
-		name := stem
+		name := c.stem()
 		if s.name != "" {
 			name += "-" + s.name
 		}
 		paths = append(paths, name+".trace.json.gz")
 	}
 	return paths
+}
+
+func (c *Capture) stem() string {
+	return filepath.Join(c.o.Dir, c.o.Name+"-"+c.begun.UTC().Format("20060102T150405.000"))
+}
+
+// Steps returns the steps of a capture that is done, stage by stage.
+func (c *Capture) Steps() []trace.Step {
+	<-c.done
+	var all []trace.Step
+	for _, s := range c.stages {
+		all = append(all, s.steps...)
+	}
+	return all
 }
 
 // Done is closed when the files are written, or could not be.
@@ -395,19 +408,38 @@ func (c *Capture) write() (files []string, err error) {
 			err = errors.Join(err, fmt.Errorf("no step was captured%s: nothing to write for %s", because(c.cut), filepath.Base(path)))
 			continue
 		}
-		tmp := path + ".part"
-		if writeErr := c.writeFile(tmp, c.stages[i], recordings); writeErr != nil {
-			os.Remove(tmp)
-			err = errors.Join(err, fmt.Errorf("write profile: %w", writeErr))
-			continue
-		}
-		if renameErr := os.Rename(tmp, path); renameErr != nil {
-			err = errors.Join(err, renameErr)
+		if writeErr := whole(path, func(f *os.File) error { return c.writeFile(f, c.stages[i], recordings) }); writeErr != nil {
+			err = errors.Join(err, writeErr)
 			continue
 		}
 		files = append(files, path)
 	}
+	if slices.ContainsFunc(c.kernels, func(k Kernel) bool { return len(k.Stack) > 0 }) {
+		path := c.stem() + ".gpu.pb.gz"
+		if writeErr := whole(path, func(f *os.File) error { return WritePprof(f, c.kernels) }); writeErr != nil {
+			err = errors.Join(err, writeErr)
+		} else {
+			files = append(files, path)
+		}
+	}
 	return files, err
+}
+
+// whole writes a file under a temporary name first; one that could not be written whole is removed.
+func whole(path string, write func(*os.File) error) error {
+	tmp := path + ".part"
+	f, err := os.Create(tmp)
+	if err == nil {
+		err = errors.Join(write(f), f.Close())
+	}
+	if err == nil {
+		err = os.Rename(tmp, path)
+	}
+	if err != nil {
+		os.Remove(tmp)
+		return fmt.Errorf("write profile: %w", err)
+	}
+	return nil
 }
 
 func because(why string) string {

@@ -1,9 +1,8 @@
 package profiling
 
 import (
-	"errors"
 	"fmt"
-	"os"
+	"io"
 	"slices"
 	"time"
 
@@ -48,12 +47,7 @@ const (
 // Loop is the track of the engine's loop, from which sources draw arrows.
 var Loop = chrometrace.Track{PID: hostPID, TID: loopTID}
 
-func (c *Capture) writeFile(path string, s *stage, recordings []Recording) (err error) {
-	f, err := os.Create(path)
-	if err != nil {
-		return err
-	}
-	defer func() { err = errors.Join(err, f.Close()) }()
+func (c *Capture) writeFile(f io.Writer, s *stage, recordings []Recording) error {
 	w := chrometrace.NewWriter(f)
 	w.Meta("steps", fmt.Sprint(len(s.steps)))
 	w.Meta("begun", c.begun.UTC().Format(time.RFC3339Nano))

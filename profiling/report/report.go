@@ -24,8 +24,8 @@ type Ceilings struct {
 type Row struct {
 	Name         string
 	Calls        int
-	Time         time.Duration // of its kernels, overlap counted in each
-	Share        float64       // of all kernels' time
+	Time         time.Duration // that its kernels add: what runs beside an earlier kernel is the earlier one's
+	Share        float64       // of all rows' time
 	Bytes, FLOPs int64
 }
 
@@ -33,10 +33,11 @@ type Row struct {
 type Report struct {
 	Steps   int
 	Kernels int
-	Rows    []Row // most time first
-	Total   time.Duration
+	Rows    []Row // most time first; their times sum up to Busy
 	// Busy is the time in which at least one kernel ran, Span from the first kernel's start to the last one's end, step by step.
 	Busy, Span time.Duration
+	// Overlap is the time in which kernels ran beside an earlier one: with dependent launches a kernel's start waits for the one before it.
+	Overlap time.Duration
 	// Gaps between kernels within steps: how many, and how long in all; LongestGap with the kernel after it.
 	Gaps         int
 	Idle         time.Duration
@@ -80,11 +81,12 @@ func (r Row) OfCeiling(c Ceilings) *float64 {
 	return best
 }
 
-// New sums kernels up.
+// New sums up kernels, which come in the order of their start.
 func New(kernels []profiling.Kernel, c Ceilings) *Report {
 	r := &Report{Kernels: len(kernels), ceilings: c}
 	rows := map[string]*Row{}
-	bySteps := map[uint64][]profiling.Kernel{}
+	ends := map[uint64]time.Time{} // by step: when its kernels so far have ended
+	begins := map[uint64]time.Time{}
 	for _, k := range kernels {
 		name := k.Op
 		if name == "" {
@@ -96,46 +98,36 @@ func New(kernels []profiling.Kernel, c Ceilings) *Report {
 			rows[name] = row
 		}
 		row.Calls++
-		row.Time += k.Length
 		row.Bytes += k.Bytes
 		row.FLOPs += k.FLOPs
-		r.Total += k.Length
-		bySteps[k.Step] = append(bySteps[k.Step], k)
-	}
-	r.Steps = len(bySteps)
-	for _, row := range rows {
-		row.Share = float64(row.Time) / float64(max(1, r.Total))
-		r.Rows = append(r.Rows, *row)
-	}
-	slices.SortFunc(r.Rows, func(a, b Row) int { return cmp.Or(cmp.Compare(b.Time, a.Time), cmp.Compare(a.Name, b.Name)) })
-	for _, step := range bySteps {
-		r.addStep(step)
-	}
-	return r
-}
-
-// addStep measures the gaps between one step's kernels, which come in the order of their start.
-func (r *Report) addStep(kernels []profiling.Kernel) {
-	end := kernels[0].Start
-	for _, k := range kernels {
+		end, later := ends[k.Step]
+		if !later {
+			begins[k.Step], end = k.Start, k.Start
+		}
 		if gap := k.Start.Sub(end); gap > 0 {
 			r.Gaps++
 			r.Idle += gap
 			if gap > r.LongestGap {
 				r.LongestGap, r.LongestAfter = gap, k.Name
 			}
+			end = k.Start
 		}
-		kernelEnd := k.Start.Add(k.Length)
-		if kernelEnd.After(end) {
-			from := k.Start
-			if end.After(from) {
-				from = end
-			}
-			r.Busy += kernelEnd.Sub(from)
-			end = kernelEnd
-		}
+		adds := max(0, k.Start.Add(k.Length).Sub(end))
+		row.Time += adds
+		r.Busy += adds
+		r.Overlap += k.Length - adds
+		ends[k.Step] = end.Add(adds)
 	}
-	r.Span += end.Sub(kernels[0].Start)
+	r.Steps = len(ends)
+	for step, begin := range begins {
+		r.Span += ends[step].Sub(begin)
+	}
+	for _, row := range rows {
+		row.Share = float64(row.Time) / float64(max(1, r.Busy))
+		r.Rows = append(r.Rows, *row)
+	}
+	slices.SortFunc(r.Rows, func(a, b Row) int { return cmp.Or(cmp.Compare(b.Time, a.Time), cmp.Compare(a.Name, b.Name)) })
+	return r
 }
 
 // header of the columns that Text and Markdown share.
@@ -161,6 +153,9 @@ func (r *Report) foot() string {
 	if r.Gaps > 0 {
 		text += fmt.Sprintf(", %.4g gaps of %.2f us, the longest %.2f us before %s", float64(r.Gaps)/steps, r.Idle.Seconds()*1e6/float64(r.Gaps),
 			r.LongestGap.Seconds()*1e6, r.LongestAfter)
+	}
+	if r.Overlap > 0 {
+		text += fmt.Sprintf(", %.1f us of overlap", r.Overlap.Seconds()*1e6/steps)
 	}
 	return text
 }

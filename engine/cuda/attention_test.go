@@ -26,7 +26,7 @@ func attnShapes() map[string]shape {
 	}{{32, 8, 128, 64, 0, false}, {9, 3, 64, 64, 0, false}, {28, 4, 128, 16, 0, false}, {8, 8, 96, 32, 0, true}, {16, 2, 128, 64, 300, true},
 		{4, 2, 16, 16, 40, false}, {6, 2, 80, 64, 0, true}, {10, 5, 112, 16, 0, false}} {
 		s := testShapes()["llama-8b"]
-		s.Heads, s.KVHeads, s.Dim, s.Page, s.Window, s.QKNorm, s.MaxContext, s.NumPages = c.heads, c.kv, c.dim, c.page, c.window, c.norm, 4096, 512
+		s.Heads, s.KVHeads, s.Dim, s.Page, s.Window, s.QKNorm, s.MaxContext = c.heads, c.kv, c.dim, c.page, c.window, c.norm, 4096
 		s.MaxPages, s.MaxRows = s.MaxContext/s.Page, 16
 		out[fmt.Sprintf("heads=%d/kv=%d/dim=%d/page=%d/window=%d/norm=%v", c.heads, c.kv, c.dim, c.page, c.window, c.norm)] = s
 	}
@@ -50,6 +50,10 @@ type attnRig struct {
 
 // newAttnRig fills a cache with random K and V, draws the new tokens' qkv and computes what attention gives.
 func newAttnRig(t testing.TB, s shape, c attnCase) *attnRig {
+	s.NumPages = 2
+	for i := range c.pos {
+		s.NumPages += ceilDiv(c.pos[i]+c.len[i], s.Page)
+	}
 	a := &attnRig{rig: newRig(t, s), rows: len(c.pos)}
 	layer := int(s.layerKVBytes() / 2)
 	const layerIndex = 1
@@ -106,13 +110,12 @@ func newAttnRig(t testing.TB, s shape, c attnCase) *attnRig {
 			}
 			qkv = append(qkv, x...)
 			for h := range s.Heads + s.KVHeads {
-				gamma, exact, plain := qn, q[(i*s.Heads+h)*s.Dim:], qPlain[(i*s.Heads+h)*s.Dim:]
+				at, gamma, exact, plain := (i*s.Heads+h)*s.Dim, qn, q, qPlain
 				if h >= s.Heads {
-					at := (p*s.KVHeads + h - s.Heads) * s.Dim
-					gamma, exact, plain = kn, k[at:], kPlain[at:]
+					at, gamma, exact, plain = (p*s.KVHeads+h-s.Heads)*s.Dim, kn, k, kPlain
 				}
-				rotated(s, exact[:s.Dim], x[h*s.Dim:][:s.Dim], gamma, table[p*s.Dim:], false)
-				rotated(s, plain[:s.Dim], x[h*s.Dim:][:s.Dim], gamma, table[p*s.Dim:], true)
+				rotated(s, exact[at:at+s.Dim], x[h*s.Dim:][:s.Dim], gamma, table[p*s.Dim:], false)
+				rotated(s, plain[at:at+s.Dim], x[h*s.Dim:][:s.Dim], gamma, table[p*s.Dim:], true)
 			}
 			copy(v[p*s.kvDim():], x[(s.Heads+s.KVHeads)*s.Dim:])
 		}
@@ -236,7 +239,7 @@ func TestAttnDecode(t *testing.T) {
 					c.pos, c.len = append(c.pos, n-1), append(c.len, 1)
 				}
 				a := newAttnRig(t, s, c)
-				a.run(attnDecodeOp(a.device, s, &a.b, a.w, 1, a.rows))
+				a.run(attnDecodeOp(a.device, a.shape, &a.b, a.w, 1, a.rows))
 				requireClose(t, a.exact, a.plain, a.getBF16(a.b.Att, a.tokens*s.qDim()), "attention")
 				a.checkCache(c)
 				for _, v := range get[uint32](a.rig, a.b.AttnScratch, s.MaxRows*s.KVHeads) {
@@ -254,7 +257,7 @@ func TestAttnDecodePadding(t *testing.T) {
 	a := newAttnRig(t, s, c)
 	a.b.RowSlot, a.b.RowCtx = put(a.rig, []int32{1, -1}), put(a.rig, []int32{100, 0})
 	a.b.QKV, a.b.Att = put(a.rig, append(get[uint16](a.rig, a.b.QKV, s.qkvDim()), make([]uint16, s.qkvDim())...)), a.room(4*s.qDim())
-	a.run(attnDecodeOp(a.device, s, &a.b, a.w, 1, 2))
+	a.run(attnDecodeOp(a.device, a.shape, &a.b, a.w, 1, 2))
 	got := a.getBF16(a.b.Att, 2*s.qDim())
 	requireClose(t, a.exact, a.plain, got[:s.qDim()], "attention")
 	for _, v := range got[s.qDim():] {
@@ -270,7 +273,7 @@ func TestAttnPrefill(t *testing.T) {
 			{"long", []int{0}, []int{333}}, {"cached", []int{64, 100, 511}, []int{129, 5, 1}}, {"far", []int{1500}, []int{40}}} {
 			t.Run(name+"/"+c.name, func(t *testing.T) {
 				a := newAttnRig(t, s, c)
-				a.run(ropeKVOp(a.device, s, &a.b, a.w, 1, 0, a.tokens), attnPrefillOp(a.device, s, &a.b, 1, 0, a.rows, a.longest))
+				a.run(ropeKVOp(a.device, a.shape, &a.b, a.w, 1, 0, a.tokens), attnPrefillOp(a.device, a.shape, &a.b, 1, 0, a.rows, a.longest))
 				requireClose(t, a.exact, a.plain, a.getBF16(a.b.Att, a.tokens*s.qDim()), "attention")
 				a.checkCache(c)
 			})

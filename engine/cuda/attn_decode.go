@@ -14,7 +14,7 @@ type attnDecodeParams struct {
 const (
 	attnDecodeThreads = 128
 	attnDecodeCTAs    = 3  // of an SM
-	attnMaxSplits     = 32 // of one sequence
+	attnMaxSplits     = 32 // of one sequence; MAX_SPLITS of attn_decode.cu
 )
 
 // attnSplits is the most pieces that one sequence's cache is cut into at a number of rows: enough to fill the device twice over
@@ -33,7 +33,7 @@ func attnPartBytes(d device, s shape) int64 {
 	for rows := 1; rows <= bucketFor(s.MaxRows); rows++ {
 		most = max(most, rows*attnSplits(d, s, rows))
 	}
-	return int64(most) * int64(s.Heads) * int64(s.Dim+2) * 4
+	return int64(most) * int64(s.Heads) * int64(s.Dim+4) * 4
 }
 
 // attnDecodeOp: one query token a row against its pages in layer i.

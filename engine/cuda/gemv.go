@@ -84,11 +84,21 @@ func (l linear) gemvTile(d device) gemvTile {
 // mmaTile is how gemv_mma cuts a product: blocks of 16 rows that a CTA works on at once.
 type mmaTile struct{ blocks, grid, smem int }
 
+const (
+	mmaThreads = 512
+	mmaWarps   = mmaThreads / 32
+)
+
+// mmaTile takes one block at a time where x stays in registers (KEEP_X of gemv_mma.cu); elsewhere as many as balance allows, since
+// each pass reads x again.
 func (l linear) mmaTile(d device) mmaTile {
-	tiles := ceilDiv(l.m, 8)
+	tiles, steps := ceilDiv(l.m, 8), ceilDiv(ceilDiv(l.k, 32), mmaWarps)
 	most := 3
 	if tiles > 1 {
 		most = 2 // three would not fit the registers
+	}
+	if steps <= 8 && (tiles == 1 || steps <= 4 || steps == 8) {
+		most = 1
 	}
 	best, bestCost := 1, 0
 	for blocks := 1; blocks <= most && 16*blocks <= l.n; blocks++ {
@@ -97,18 +107,15 @@ func (l linear) mmaTile(d device) mmaTile {
 			best, bestCost = blocks, cost
 		}
 	}
-	smem := best*tiles*8192 + 512 + 64 + 16 // sums, squares, scales; struct Shared of gemv_mma.cu
+	smem := best*tiles*2*mmaWarps*16*8*4 + mmaWarps*16*4 + 16*4 // sums, squares, scales: struct Shared of gemv_mma.cu
+	gamma, found, draw := 1, 1, 1
 	if l.norm {
-		smem += ceilDiv(l.k, 8)*16 - 16
-	} else {
-		smem += 16
+		gamma = ceilDiv(l.k, 8)
 	}
 	if l.end == epilogueHeadFast {
-		smem += gemvThreads*8 + 16*16
-	} else {
-		smem += 8 + 16
+		found, draw = mmaThreads, 16
 	}
-	return mmaTile{blocks: best, grid: min(d.SMs, ceilDiv(l.n, 16*best)), smem: pad(smem, 16) + 16}
+	return mmaTile{blocks: best, grid: min(d.SMs, ceilDiv(l.n, 16*best)), smem: pad(smem+gamma*16+found*8+draw*16, 16) + 16}
 }
 
 // useCores tells whether gemv takes the product.
@@ -129,18 +136,18 @@ func (l linear) op(d device, p linearParams) op {
 	if l.norm {
 		norm = 1
 	}
-	o := op{Name: l.name, Block: gemvThreads, PDL: true, Params: paramBytes(&p),
+	o := op{Name: l.name, PDL: true, Params: paramBytes(&p),
 		Bytes: int64(l.n)*int64(l.k)*bf16Bytes + int64(l.m)*int64(l.k+l.outputs())*bf16Bytes, FLOPs: 2 * int64(l.m) * int64(l.n) * int64(l.k)}
 	defines := fmt.Sprintf("EPILOGUE=%d K=%d N=%d NORM=%d", l.end, l.k, l.n, norm)
 	if l.useCores(d) {
 		t := l.gemvTile(d)
 		o.Unit = unit{"gemv.cu", "gemv", fmt.Sprintf("%s M=%d ROWS_PER_PASS=%d", defines, l.m, t.rows)}
-		o.Grid, o.Smem = [3]int{t.grid, 1, 1}, t.smem
+		o.Grid, o.Block, o.Smem = [3]int{t.grid, 1, 1}, gemvThreads, t.smem
 		return o
 	}
 	t := l.mmaTile(d)
 	o.Unit = unit{"gemv_mma.cu", "gemv_mma", fmt.Sprintf("%s M=%d BLOCKS=%d", defines, pad(l.m, 8), t.blocks)}
-	o.Grid, o.Smem = [3]int{t.grid, 1, 1}, t.smem
+	o.Grid, o.Block, o.Smem = [3]int{t.grid, 1, 1}, mmaThreads, t.smem
 	return o
 }
 

@@ -6,6 +6,7 @@ import (
 	"math"
 	"math/rand/v2"
 	"runtime"
+	"strings"
 	"testing"
 	"unsafe"
 
@@ -18,13 +19,18 @@ import (
 // rig runs single kernels on the GPU for tests: memory that starts as NaN, uploads, downloads.
 type rig struct {
 	testing.TB
-	device    device
-	shape     shape
+	device   device
+	shape    shape
+	context  *driver.Context
+	stream   driver.Stream
+	compiler *compiler
+	random   *rand.Rand
+}
+
+// rigKernels keeps the process's one test context and what was compiled, so that a case costs no new context.
+var rigKernels struct {
 	context   *driver.Context
-	stream    driver.Stream
-	compiler  *compiler
-	functions map[unit]*driver.Function
-	random    *rand.Rand
+	functions map[string]*driver.Function // by the compiler's options and the unit
 }
 
 func newRig(t testing.TB, s shape) *rig {
@@ -34,14 +40,18 @@ func newRig(t testing.TB, s shape) *rig {
 	require.NoError(t, err)
 	runtime.LockOSThread()
 	t.Cleanup(runtime.UnlockOSThread)
-	r := &rig{TB: t, shape: s, functions: map[unit]*driver.Function{}, random: rand.New(rand.NewPCG(1, 2))}
-	r.context, err = driver.Open(found)
-	require.NoError(t, err)
-	t.Cleanup(func() { require.NoError(t, r.context.Close()) })
+	if rigKernels.context == nil {
+		rigKernels.context, err = driver.Open(found)
+		require.NoError(t, err)
+		rigKernels.functions = map[string]*driver.Function{}
+	}
+	require.NoError(t, rigKernels.context.Bind())
+	r := &rig{TB: t, shape: s, context: rigKernels.context, random: rand.New(rand.NewPCG(1, 2))}
 	r.device = device{Name: found.Name, SM: found.Major*10 + found.Minor, SMs: found.SMs, L2Bytes: found.L2Bytes, MaxSmem: found.SharedMemory, TotalMem: found.TotalMemory}
 	r.stream, err = driver.NewStream()
 	require.NoError(t, err)
-	r.compiler = newCompiler(r.device, s, openCache(t.TempDir()))
+	t.Cleanup(func() { require.NoError(t, r.stream.Destroy()) })
+	r.compiler = newCompiler(r.device, s, nil)
 	return r
 }
 
@@ -91,11 +101,13 @@ func (r *rig) getBF16(p ptr, n int) []float32 {
 	return out
 }
 
-// normal gives n normally distributed values of a standard deviation.
+// normal gives n values of a bell shape (the sum of four uniform ones, which is quick) and a standard deviation.
 func (r *rig) normal(n int, deviation float64) []float32 {
 	out := make([]float32, n)
+	scale := float32(deviation * math.Sqrt(3.0/4) / (1 << 15))
 	for i := range out {
-		out[i] = float32(r.random.NormFloat64() * deviation)
+		u := r.random.Uint64()
+		out[i] = float32(int16(u))*scale + float32(int16(u>>16))*scale + float32(int16(u>>32))*scale + float32(int16(u>>48))*scale
 	}
 	return out
 }
@@ -110,7 +122,8 @@ func (r *rig) run(ops ...op) {
 func (r *rig) enqueue(ops ...op) {
 	r.Helper()
 	for _, o := range ops {
-		f := r.functions[o.Unit]
+		key := strings.Join(r.compiler.options(o.Unit), " ") + o.Unit.String()
+		f := rigKernels.functions[key]
 		if f == nil {
 			code, err := r.compiler.cubin(o.Unit)
 			require.NoError(r, err)
@@ -118,9 +131,9 @@ func (r *rig) enqueue(ops ...op) {
 			require.NoError(r, err, o.Unit)
 			f, err = m.Function(o.Unit.Symbol)
 			require.NoError(r, err)
-			require.NoError(r, f.AllowSharedMemory(o.Smem), o.Unit)
-			r.functions[o.Unit] = f
+			rigKernels.functions[key] = f
 		}
+		require.NoError(r, f.AllowSharedMemory(o.Smem), o.Unit)
 		err := f.Launch(r.stream, driver.Geometry{Grid: o.Grid, Block: o.Block, Smem: o.Smem, Cluster: o.Cluster, PDL: o.PDL}, o.Params)
 		require.NoError(r, err, "%s grid %v", o.Unit, o.Grid)
 	}

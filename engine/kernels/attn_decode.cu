@@ -22,6 +22,8 @@ static_assert(GROUP <= 8, "more than 8 query heads a KV head");
 
 constexpr int K32 = HEAD_DIM / 32, K16 = HEAD_DIM % 32 / 16;                                        // 16- and 8-byte pieces of K a lane holds
 constexpr int V64 = HEAD_DIM / 64, V32 = HEAD_DIM % 64 / 32, V16 = HEAD_DIM % 32 / 16;                  // blocks of dims: 8, 4, 2 a lane
+constexpr int MAX_SPLITS = 32;
+constexpr int PART = GROUP * (HEAD_DIM + 4);  // floats of a split's partial result
 constexpr int PITCH = HEAD_DIM + 8;  // of heads in shared memory, against bank conflicts
 
 struct Params {
@@ -34,7 +36,7 @@ struct Params {
 	const i32* row_slot;  // [rows], -1: padding
 	const i32* row_ctx;   // [rows], this token included
 	const i32* page_table;  // [slots, MAX_PAGES]
-	float* part;          // [rows, KV_HEADS, splits, GROUP, HEAD_DIM+2]
+	float* part;          // [rows, KV_HEADS, splits, GROUP*(HEAD_DIM+4)]: sums of V, then (max, sum of weights) a head
 	u32* arrived;         // [rows, KV_HEADS], 0 before and after
 	float scale;          // log2(e)/sqrt(HEAD_DIM)
 	u32 pad;
@@ -84,11 +86,22 @@ DEVICE int acc_dim(int a, int g) {
 	return V64 * 64 + V32 * 32 + 2 * g;
 }
 
+DEVICE void add_scaled(float4& sum, float weight, float4 v) {
+	sum.x = fmaf(weight, v.x, sum.x);
+	sum.y = fmaf(weight, v.y, sum.y);
+	sum.z = fmaf(weight, v.z, sum.z);
+	sum.w = fmaf(weight, v.w, sum.w);
+}
+DEVICE void store_quad(bf16* dst, float4 v, float scale) {
+	*reinterpret_cast<uint2*>(dst) = make_uint2(pack_bf16(v.x * scale, v.y * scale), pack_bf16(v.z * scale, v.w * scale));
+}
+
 struct Shared {
 	bf16 q[8][PITCH];
 	bf16 k[PITCH], v[PITCH];  // this step's token
 	float o[WARPS][GROUP][HEAD_DIM];
 	float m[WARPS][8], l[WARPS][8];
+	float2 of_split[MAX_SPLITS][GROUP];  // (max, sum)
 	u32 arrived;
 };
 
@@ -126,28 +139,35 @@ extern "C" __global__ void __launch_bounds__(THREADS, 3) attn_decode(const __gri
 	}
 	float2 cs[PAIRS];
 	load_rope(cs, p.rope, pos, lane);
+	const bool has_token = split == splits - 1;
+	const i32 last_page = has_token ? (i32)ld4_l2(pages + pos / PAGE) : 0;
 	PDL_WAIT();
 
-	// Heads of the group, then this token's K and V where this split holds it.
-	const bool has_token = split == splits - 1;
+	// Heads of the group, then this token's K and V where this split holds it: all asked for before the first is used.
 	const bf16* x = p.qkv + (size_t)row * QKV_N;
+	constexpr int TURNS = ceil_div(GROUP + 1, WARPS);
+	HeadPairs pairs[TURNS];
+	auto mine = [&](int turn) {
+		const int h = turn * WARPS + warp;
+		return h < GROUP || (h == GROUP && has_token);
+	};
 #pragma unroll
-	for (int i = 0; i < ceil_div(GROUP + 1, WARPS); i++) {
-		int h = i * WARPS + warp;
-		if (h > GROUP || (h == GROUP && !has_token)) continue;
-		HeadPairs pairs = load_head(x + (h < GROUP ? head * GROUP + h : HEADS + head) * HEAD_DIM, lane);
-		rotate(pairs, h < GROUP ? p.qnorm : p.knorm, cs, lane);
-		store_head(h < GROUP ? sh.q[h] : sh.k, pairs, lane);
-	}
-	for (int i = tid; i < (8 - GROUP) * HEAD_DIM; i += THREADS) sh.q[GROUP + i / HEAD_DIM][i % HEAD_DIM] = bf16{0};
+	for (int i = 0; i < TURNS; i++)
+		if (mine(i)) pairs[i] = load_head(x + (i * WARPS + warp < GROUP ? head * GROUP + i * WARPS + warp : HEADS + head) * HEAD_DIM, lane);
 	if (has_token)
 		for (int i = tid; i < HEAD_DIM; i += THREADS) sh.v[i] = x[(HEADS + KV_HEADS + head) * HEAD_DIM + i];
-	__syncthreads();
-	if (has_token) {
-		const i32 last = ld4_l2(pages + pos / PAGE);
-		for (int i = tid; i < 2 * HEAD_DIM; i += THREADS)
-			p.kv[kv_offset(last, i >= HEAD_DIM, head, pos % PAGE) + i % HEAD_DIM] = i < HEAD_DIM ? sh.k[i] : sh.v[i - HEAD_DIM];
+	for (int i = tid; i < (8 - GROUP) * HEAD_DIM; i += THREADS) sh.q[GROUP + i / HEAD_DIM][i % HEAD_DIM] = bf16{0};
+#pragma unroll
+	for (int i = 0; i < TURNS; i++) {
+		if (!mine(i)) continue;
+		const int h = i * WARPS + warp;
+		rotate(pairs[i], h < GROUP ? p.qnorm : p.knorm, cs, lane);
+		store_head(h < GROUP ? sh.q[h] : sh.k, pairs[i], lane);
 	}
+	__syncthreads();
+	if (has_token)
+		for (int i = tid; i < 2 * HEAD_DIM; i += THREADS)
+			p.kv[kv_offset(last_page, i >= HEAD_DIM, head, pos % PAGE) + i % HEAD_DIM] = i < HEAD_DIM ? sh.k[i] : sh.v[i - HEAD_DIM];
 	uint4 qa[max_of(K32, 1)];
 	uint2 qb = make_uint2(0, 0);
 #pragma unroll
@@ -259,29 +279,28 @@ extern "C" __global__ void __launch_bounds__(THREADS, 3) attn_decode(const __gri
 	}
 	__syncthreads();
 
-	// Merge the warps, in their order.
-	float* part = p.part + ((size_t)(row * KV_HEADS + head) * gridDim.x + split) * GROUP * (HEAD_DIM + 2);
-	for (int i = tid; i < GROUP * HEAD_DIM; i += THREADS) {
-		int h = i / HEAD_DIM, d = i % HEAD_DIM;
+	// Merge the warps, in their order; a thread takes four dims at a time.
+	constexpr int QUADS = GROUP * HEAD_DIM / 4;
+	float* part = p.part + ((size_t)(row * KV_HEADS + head) * gridDim.x + split) * PART;
+	for (int i = tid; i < QUADS; i += THREADS) {
+		const int h = i / (HEAD_DIM / 4), d = i % (HEAD_DIM / 4) * 4;
 		float top = sh.m[0][h];
 #pragma unroll
 		for (int w = 1; w < WARPS; w++) top = fmaxf(top, sh.m[w][h]);
-		float sum = 0.f, total = 0.f;
+		float4 sum = make_float4(0.f, 0.f, 0.f, 0.f);
+		float total = 0.f;
 #pragma unroll
 		for (int w = 0; w < WARPS; w++) {
-			float weight = exp2_fast(sh.m[w][h] - top);
-			sum = fmaf(weight, sh.o[w][h][d], sum);
+			const float weight = exp2_fast(sh.m[w][h] - top);
+			add_scaled(sum, weight, *reinterpret_cast<const float4*>(&sh.o[w][h][d]));
 			total = fmaf(weight, sh.l[w][h], total);
 		}
 		if (splits == 1) {
-			out[i] = to_bf16(sum / total);
+			store_quad(out + h * HEAD_DIM + d, sum, 1.f / total);
 			continue;
 		}
-		part[h * (HEAD_DIM + 2) + d] = sum;
-		if (d == 0) {
-			part[h * (HEAD_DIM + 2) + HEAD_DIM] = top;
-			part[h * (HEAD_DIM + 2) + HEAD_DIM + 1] = total;
-		}
+		*reinterpret_cast<float4*>(part + h * HEAD_DIM + d) = sum;
+		if (d == 0) *reinterpret_cast<float2*>(part + GROUP * HEAD_DIM + 2 * h) = make_float2(top, total);
 	}
 	if (splits == 1) return;
 	__syncthreads();
@@ -290,22 +309,41 @@ extern "C" __global__ void __launch_bounds__(THREADS, 3) attn_decode(const __gri
 	__syncthreads();
 	if (sh.arrived != splits - 1) return;
 
-	// The last to arrive merges the splits, in their order.
+	// The last to arrive merges the splits, in their order. The first of them are on their way before the weights are known.
 	if (tid == 0) *counter = 0;
-	part -= (size_t)split * GROUP * (HEAD_DIM + 2);
-	for (int i = tid; i < GROUP * HEAD_DIM; i += THREADS) {
-		int h = i / HEAD_DIM, d = i % HEAD_DIM;
-		const float* mine = part + h * (HEAD_DIM + 2);
-		float top = -1e30f, sum = 0.f, total = 0.f;
-#pragma unroll 4
-		for (int s = 0; s < splits; s++) top = fmaxf(top, ldf_l2(mine + (size_t)s * GROUP * (HEAD_DIM + 2) + HEAD_DIM));
-#pragma unroll 4
-		for (int s = 0; s < splits; s++) {
-			const float* from = mine + (size_t)s * GROUP * (HEAD_DIM + 2);
-			float weight = exp2_fast(ldf_l2(from + HEAD_DIM) - top);
-			sum = fmaf(weight, ldf_l2(from + d), sum);
-			total = fmaf(weight, ldf_l2(from + HEAD_DIM + 1), total);
+	part -= (size_t)split * PART;
+	constexpr int AHEAD = 8;
+	float4 piece[AHEAD];
+	auto fetch = [&](int i, int s0) {
+#pragma unroll
+		for (int s = 0; s < AHEAD; s++)
+			if (s0 + s < splits) {
+				const uint4 v = ld16_l2(part + (size_t)(s0 + s) * PART + 4 * i);
+				piece[s] = make_float4(__uint_as_float(v.x), __uint_as_float(v.y), __uint_as_float(v.z), __uint_as_float(v.w));
+			}
+	};
+	if (tid < QUADS) fetch(tid, 0);
+	for (int i = tid; i < splits * GROUP; i += THREADS) {
+		const uint2 v = ld8_l2(part + (size_t)(i / GROUP) * PART + GROUP * HEAD_DIM + 2 * (i % GROUP));
+		sh.of_split[i / GROUP][i % GROUP] = make_float2(__uint_as_float(v.x), __uint_as_float(v.y));
+	}
+	__syncthreads();
+	for (int i = tid; i < QUADS; i += THREADS) {
+		const int h = i / (HEAD_DIM / 4);
+		float top = -1e30f, total = 0.f;
+		for (int s = 0; s < splits; s++) top = fmaxf(top, sh.of_split[s][h].x);
+		float4 sum = make_float4(0.f, 0.f, 0.f, 0.f);
+		for (int s0 = 0; s0 < splits; s0 += AHEAD) {
+			if (i != tid || s0 > 0) fetch(i, s0);
+#pragma unroll
+			for (int s = 0; s < AHEAD; s++) {
+				if (s0 + s >= splits) break;
+				const float2 ml = sh.of_split[s0 + s][h];
+				const float weight = exp2_fast(ml.x - top);
+				add_scaled(sum, weight, piece[s]);
+				total = fmaf(weight, ml.y, total);
+			}
 		}
-		out[i] = to_bf16(sum / total);
+		store_quad(out + 4 * i, sum, 1.f / total);
 	}
 }

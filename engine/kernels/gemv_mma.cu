@@ -1,31 +1,38 @@
 // gemv_mma: y[m] = epilogue(norm?(x[m]) W^T) for M <= 16 tokens on the matrix units, reading W once at the speed of memory.
 //
-// Shapes: W [N, K] bf16 row-major, x [M, K], y [M, N]. Grid: 1 CTA an SM or fewer, 256 threads = 8 warps that split K; static shared
-// memory. Bytes: 2NK + 2M(K+N), and x once a row block from L1/L2; FLOPs 2MNK. Bound by memory.
+// Shapes: W [N, K] bf16 row-major, x [M, K], y [M, N]. Grid: 1 CTA an SM or fewer, 512 threads = 16 warps that split K; shared memory
+// for the warps' sums. Bytes: 2NK + 2M(K+N); FLOPs 2MNK. Bound by memory.
 // mma.m16n8k16 with 16 rows of W as A and 8 tokens as B. The order of k is free as long as both operands agree, so lane 4g+t takes
 // the 16 bytes at k+8t of rows g and g+8 and of token g straight from memory: element pairs 0,1 feed one mma, 2,3 the next. No
-// shared memory, no ldmatrix, no special weight layout. A CTA takes BLOCKS row blocks at once, so that x is read once for them; the
-// warps' sums meet in shared memory, in warp order. The first loads of W are issued before the wait on the previous kernel.
-// The sum of squares is the diagonal of X X^T, two more mma a step in the first unit; gamma multiplies x in bf16.
+// shared memory, no ldmatrix, no special weight layout. The warps' sums meet in shared memory, in warp order. The first loads of W are
+// issued before the wait on the previous kernel.
+// Where a warp's share of x fits registers (KEEP_X) it is read, normed by gamma and squared once for all of the CTA's rows; else x streams
+// beside W, and a CTA takes BLOCKS blocks of 16 rows at once so that it is read the fewer times. The sum of squares is the diagonal of
+// X X^T, two more mma a step.
+// Two CTAs fit no SM (512 threads of 128 registers), which keeps grids balanced: a successor's CTA starts where one of this grid ended.
+// With room for two, the scheduler puts two of the successor on SMs that finish first, and those take twice as long: a chain of 8B
+// layers at M = 8 took 9.5 ms so, 5.7 with 256 threads and 128 registers (H100, 4.82 the floor).
 #include "linear.cuh"
 
 #ifndef BLOCKS
 #error "BLOCKS: blocks of 16 rows that a CTA works on at once, 1..4"
 #endif
-#define THREADS 256
+#define THREADS 512
 
 constexpr int WARPS = THREADS / 32;
-constexpr int TILES = ceil_div(M, 8);                  // token tiles
+constexpr int TILES = ceil_div(M, 8);                    // token tiles
 constexpr int STEPS = ceil_div(ceil_div(K, 32), WARPS);  // steps of 32 k of one warp
-constexpr int DEPTH = max_of(1, min_of((TILES == 1 ? 8 : 6) / BLOCKS, STEPS));  // steps of W in flight
-constexpr int ROUNDS = ceil_div(STEPS, DEPTH);
-constexpr int X_DEPTH = DEPTH % 2 == 0 ? 2 : 1;        // of x, which comes from L1 or L2: a step of W takes longer than its trip
+constexpr int DEPTH = max_of(1, min_of((TILES == 1 ? 8 : STEPS > 4 && STEPS <= 8 ? 4 : 6) / BLOCKS, STEPS));  // steps of W in flight
+constexpr bool KEEP_X = ceil_div(STEPS, DEPTH) * DEPTH <= 8 && (TILES == 1 || STEPS % DEPTH == 0);
+constexpr int SPAN = KEEP_X ? ceil_div(STEPS, DEPTH) * DEPTH : DEPTH;  // steps of a round
+constexpr int ROUNDS = ceil_div(STEPS, SPAN);
+constexpr int X_DEPTH = KEEP_X ? SPAN : DEPTH % 2 == 0 ? 2 : 1;  // of x: where it streams, from L1 or L2, a step of W takes longer than its trip
 constexpr int UNIT_ROWS = 16 * BLOCKS;
 constexpr int UNITS = ceil_div(N, UNIT_ROWS);
 constexpr int OUT = EPILOGUE == SWIGLU ? UNIT_ROWS / 2 : UNIT_ROWS;
 constexpr int OUTPUTS = EPILOGUE == SWIGLU ? N / 2 : N;
 constexpr int PER_THREAD = ceil_div(OUT * TILES * 8, THREADS);
-constexpr bool WHOLE = STEPS * WARPS * 32 == K && ROUNDS * DEPTH == STEPS;  // no step runs past K
+constexpr bool WHOLE = STEPS * WARPS * 32 == K && ROUNDS * SPAN == STEPS;  // no step runs past K
 static_assert(M <= 16, "more tokens than two tiles");
 static_assert(N >= UNIT_ROWS, "fewer rows than a unit");
 
@@ -41,7 +48,7 @@ struct Shared {
 	Draw draw[HEAD_FAST == EPILOGUE ? 16 : 1];
 };
 
-extern "C" __global__ void __launch_bounds__(THREADS, 2) gemv_mma(const __grid_constant__ Params p) {
+extern "C" __global__ void __launch_bounds__(THREADS, 1) gemv_mma(const __grid_constant__ Params p) {
 	extern __shared__ uint4 smem[];
 	Shared& sh = *reinterpret_cast<Shared*>(smem);
 	const int tid = threadIdx.x, lane = tid & 31, warp = tid >> 5, g = lane >> 2, t = lane & 3;
@@ -89,60 +96,71 @@ extern "C" __global__ void __launch_bounds__(THREADS, 2) gemv_mma(const __grid_c
 	if (EPILOGUE == HEAD_FAST && tid < p.tokens) sh.draw[tid] = draw_of(p.slot_param, p.slot[tid], p.position[tid]);
 
 	float squares[NORM ? TILES : 1][4] = {};
+	auto square = [&](const uint4(&v)[TILES]) {
+#pragma unroll
+		for (int i = 0; i < TILES; i++) {
+			const uint4 high = TILES == 2 ? v[TILES - 1] : make_uint4(0, 0, 0, 0);
+			mma_bf16(squares[i], v[0].x, high.x, v[0].y, high.y, v[i].x, v[i].y);
+			mma_bf16(squares[i], v[0].z, high.z, v[0].w, high.w, v[i].z, v[i].w);
+		}
+	};
+	auto store_squares = [&] {  // the diagonal: token g at column 2t or 2t+1
+		if (g >> 1 != t) return;
+		sh.squares[warp][g] = g & 1 ? squares[0][1] : squares[0][0];
+		if (TILES == 2) sh.squares[warp][8 + g] = g & 1 ? squares[TILES - 1][3] : squares[TILES - 1][2];
+	};
+	auto scale_by_gamma = [&](uint4(&v)[TILES], int step) {
+		const int at = (k_lane + step * 32) / 8;
+		const uint4 gm = sh.gamma[WHOLE ? at : min(at, K / 8 - 1)];
+#pragma unroll
+		for (int i = 0; i < TILES; i++)
+			v[i] = make_uint4(mul_bf16x2(v[i].x, gm.x), mul_bf16x2(v[i].y, gm.y), mul_bf16x2(v[i].z, gm.z), mul_bf16x2(v[i].w, gm.w));
+	};
+	if (NORM && KEEP_X && first < UNITS) {
+#pragma unroll
+		for (int d = 0; d < X_DEPTH; d++) {
+			square(x[d]);
+			scale_by_gamma(x[d], d);
+		}
+		store_squares();
+	}
 	int parity = 0;
 	for (int unit = first; unit < UNITS; unit += stride, parity ^= 1) {
-		// Thread i finishes output i / tokens of token i % tokens, and what it adds to is on its way meanwhile.
-		float old[PER_THREAD];
-#pragma unroll
-		for (int i = 0; i < PER_THREAD; i++) {
-			int e = tid + i * THREADS, o = first_output(unit) + e / (TILES * 8), m = e % (TILES * 8);
-			old[i] = 0.f;
-			if ((EPILOGUE == RESIDUAL || EPILOGUE == STORE_BIAS) && e < OUT * TILES * 8 && o >= unit * OUT && m < p.tokens)
-				old[i] = EPILOGUE == RESIDUAL ? to_float(p.y[(size_t)m * N + o]) : to_float(p.bias[o]);
-		}
 		float c[BLOCKS][TILES][4] = {};
 		const int next_unit = unit + stride;
-		const bf16* next = unit_rows(unit);
+		const bf16* here = unit_rows(unit);
 #pragma unroll 1
 		for (int round = 0; round < ROUNDS; round++) {
 			const bool last = round + 1 == ROUNDS;
 			const bool more = !last || next_unit < UNITS;
-			const int next_step = last ? 0 : (round + 1) * DEPTH;
-			next = last ? unit_rows(next_unit) : next + DEPTH * 32;
+			const int next_step = last ? 0 : (round + 1) * SPAN;
+			const bf16* next = last ? unit_rows(next_unit) : here + SPAN * 32;  // the first step of the next round
 #pragma unroll
-			for (int d = 0; d < DEPTH; d++) {
+			for (int d = 0; d < SPAN; d++) {
 				uint4 xv[TILES];
 #pragma unroll
 				for (int i = 0; i < TILES; i++) xv[i] = x[d % X_DEPTH][i];
-				const bool in_round = d + X_DEPTH < DEPTH;
-				if (in_round || more) load_x(x[d % X_DEPTH], in_round ? round * DEPTH + d + X_DEPTH : next_step + d + X_DEPTH - DEPTH);
-				if (NORM) {
-					if (unit == first) {
-#pragma unroll
-						for (int i = 0; i < TILES; i++) {
-							u32 z0 = TILES == 2 ? xv[1 % TILES].x : 0, z1 = TILES == 2 ? xv[1 % TILES].y : 0;
-							u32 z2 = TILES == 2 ? xv[1 % TILES].z : 0, z3 = TILES == 2 ? xv[1 % TILES].w : 0;
-							mma_bf16(squares[i], xv[0].x, z0, xv[0].y, z1, xv[i].x, xv[i].y);
-							mma_bf16(squares[i], xv[0].z, z2, xv[0].w, z3, xv[i].z, xv[i].w);
-						}
+				if (!KEEP_X) {
+					const bool in_round = d + X_DEPTH < SPAN;
+					if (in_round || more) load_x(x[d % X_DEPTH], in_round ? round * SPAN + d + X_DEPTH : next_step + d + X_DEPTH - SPAN);
+					if (NORM) {
+						if (unit == first) square(xv);
+						scale_by_gamma(xv, round * SPAN + d);
 					}
-					int gi = (k_lane + (round * DEPTH + d) * 32) / 8;
-					uint4 gm = sh.gamma[K % (32 * WARPS * DEPTH) == 0 ? gi : min(gi, K / 8 - 1)];
-#pragma unroll
-					for (int i = 0; i < TILES; i++)
-						xv[i] = make_uint4(mul_bf16x2(xv[i].x, gm.x), mul_bf16x2(xv[i].y, gm.y), mul_bf16x2(xv[i].z, gm.z), mul_bf16x2(xv[i].w, gm.w));
 				}
 #pragma unroll
 				for (int b = 0; b < BLOCKS; b++) {
-					uint4 lo = w[d][b][0], hi = w[d][b][1];
+					const uint4 lo = w[d % DEPTH][b][0], hi = w[d % DEPTH][b][1];
 #pragma unroll
 					for (int i = 0; i < TILES; i++) {
 						mma_bf16(c[b][i], lo.x, hi.x, lo.y, hi.y, xv[i].x, xv[i].y);
 						mma_bf16(c[b][i], lo.z, hi.z, lo.w, hi.w, xv[i].z, xv[i].w);
 					}
 				}
-				if (more) load_w(w[d], next + d * 32, next_step + d);
+				if (d + DEPTH < SPAN) load_w(w[d % DEPTH], here + (d + DEPTH) * 32, round * SPAN + d + DEPTH);
+				else if (more) load_w(w[d % DEPTH], next + (d + DEPTH - SPAN) * 32, next_step + d + DEPTH - SPAN);
 			}
+			here = next;
 		}
 
 #pragma unroll
@@ -153,10 +171,16 @@ extern "C" __global__ void __launch_bounds__(THREADS, 2) gemv_mma(const __grid_c
 				*reinterpret_cast<float2*>(&s[g][2 * t]) = make_float2(c[b][i][0], c[b][i][1]);
 				*reinterpret_cast<float2*>(&s[g + 8][2 * t]) = make_float2(c[b][i][2], c[b][i][3]);
 			}
-		if (NORM && unit == first && g >> 1 == t) {  // the diagonal: token g at column 2t or 2t+1
-			sh.squares[warp][g] = g & 1 ? squares[0][1] : squares[0][0];
-			if (TILES == 2) sh.squares[warp][8 + g] = g & 1 ? squares[TILES - 1][3] : squares[TILES - 1][2];
+		// Thread i finishes output i / tokens of token i % tokens, and what it adds to is on its way while the warps meet.
+		float old[PER_THREAD];
+#pragma unroll
+		for (int i = 0; i < PER_THREAD; i++) {
+			int e = tid + i * THREADS, o = first_output(unit) + e / (TILES * 8), m = e % (TILES * 8);
+			old[i] = 0.f;
+			if ((EPILOGUE == RESIDUAL || EPILOGUE == STORE_BIAS) && e < OUT * TILES * 8 && o >= unit * OUT && m < p.tokens)
+				old[i] = EPILOGUE == RESIDUAL ? to_float(p.y[(size_t)m * N + o]) : to_float(p.bias[o]);
 		}
+		if (NORM && !KEEP_X && unit == first) store_squares();
 		__syncthreads();
 		if (NORM && unit == first) {
 			if (tid < 8 * TILES) {
@@ -173,7 +197,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, 2) gemv_mma(const __grid_c
 			float scale = NORM ? sh.scale[m] : 1.f;
 			auto total = [&](int block, int row) {
 				float s = 0.f;
-#pragma unroll
+#pragma unroll 4  // x and the next W hold the registers
 				for (int j = 0; j < WARPS; j++) s += sh.sum[parity][j][block][m / 8][row][m % 8];
 				return s * scale;
 			};

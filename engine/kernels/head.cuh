@@ -22,7 +22,9 @@ struct Draw {
 };
 
 DEVICE Draw draw_of(const SlotParams* params, i32 slot, i32 position) {
-	return slot < 0 ? Draw{0, 0.f, 0} : Draw{params[slot].seed, params[slot].temperature, (u32)position};
+	if (slot < 0) return Draw{0, 0.f, 0};
+	const float t = params[slot].temperature;
+	return Draw{params[slot].seed, t > 0.f ? fmaxf(t, 1e-20f) : 0.f, (u32)position};  // near 0 nothing overflows
 }
 
 // Best follows one row's logits.
@@ -34,7 +36,7 @@ struct Best {
 		float s = logit;
 		if (!is_finite(logit)) token |= NONFINITE;
 		if (d.temperature > 0.f) {
-			s = logit / d.temperature;
+			s = __fdividef(logit, d.temperature);
 			if (s + MAX_GUMBEL < score) return;  // no noise can lift it
 			s += gumbel(d.seed, d.position, id);
 		}

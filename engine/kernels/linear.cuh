@@ -49,4 +49,4 @@ DEVICE int token_row(const Params& p, int m) { return IS_HEAD && p.x_row ? p.x_r
 // gate_row is the row of W that makes the gate of output j; its up row lies 8 further.
 DEVICE int gate_row(int j) { return (j >> 3) * 16 + (j & 7); }
 
-DEVICE float swiglu(float gate, float up) { return gate / (1.f + __expf(-gate)) * up; }
+DEVICE float swiglu(float gate, float up) { return __fdividef(gate, 1.f + __expf(-gate)) * up; }

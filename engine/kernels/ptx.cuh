@@ -141,6 +141,30 @@ DEVICE void ldmatrix4_trans(u32 (&r)[4], u32 addr) {
 	asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0,%1,%2,%3}, [%4];" : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3]) : "r"(addr) : "memory");
 }
 
+// ---- bulk copies and their barriers, sm_90 ----
+#if ARCH >= 900
+DEVICE void mbarrier_init(u64* bar, u32 arrivals) { asm volatile("mbarrier.init.shared::cta.b64 [%0], %1;" ::"r"(smem_addr(bar)), "r"(arrivals) : "memory"); }
+DEVICE void mbarrier_init_fence() { asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory"); }
+DEVICE void mbarrier_expect(u64* bar, u32 bytes) {  // arrives, and expects that many bytes besides
+	asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(smem_addr(bar)), "r"(bytes) : "memory");
+}
+DEVICE void mbarrier_wait(u64* bar, u32 parity) {
+	asm volatile(
+	    "{\n.reg .pred done;\nretry_%=:\nmbarrier.try_wait.parity.shared::cta.b64 done, [%0], %1;\n@!done bra retry_%=;\n}"
+	    ::"r"(smem_addr(bar)), "r"(parity) : "memory");
+}
+DEVICE u64 policy_evict_first() {
+	u64 p;
+	asm("createpolicy.fractional.L2::evict_first.b64 %0, 1.0;" : "=l"(p));
+	return p;
+}
+// bulk_load copies bytes (a multiple of 16) to shared memory and tells bar.
+DEVICE void bulk_load(void* dst, const void* src, u32 bytes, u64* bar, u64 policy) {
+	asm volatile("cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes.L2::cache_hint [%0], [%1], %2, [%3], %4;"
+	             ::"r"(smem_addr(dst)), "l"(src), "r"(bytes), "r"(smem_addr(bar)), "l"(policy) : "memory");
+}
+#endif
+
 // ---- matrix units ----
 // mma_bf16 adds A[16,16] B[16,8] to C. Lane 4g+t holds A rows g, g+8 at k 2t,2t+1 (a0, a1) and 2t+8,2t+9 (a2, a3), B column g at
 // k 2t,2t+1 (b0) and 2t+8,2t+9 (b1), C rows g (c0, c1) and g+8 (c2, c3) at columns 2t, 2t+1.

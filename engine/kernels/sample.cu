@@ -71,7 +71,7 @@ extern "C" __global__ void __launch_bounds__(THREADS) sample(const __grid_consta
 	u16* counts = p.counts + (size_t)slot * (VOCAB + VOCAB % 2);
 	const u32* mask = p.mask_row[row] < 0 ? nullptr : p.mask + (size_t)p.mask_row[row] * ((VOCAB + 31) / 32);
 	const bool penalties = s.flags & SLOT_PENALTIES, logprobs = s.flags & SLOT_LOGPROBS;
-	const float repetition = s.repetition == 0.f ? 1.f : s.repetition;
+	const float repetition = s.repetition == 0.f ? 1.f : s.repetition, less = 1.f / repetition;
 	if (tid == 0) near_count = 0;
 
 	// The plain distribution, before anything is added to it.
@@ -89,7 +89,7 @@ extern "C" __global__ void __launch_bounds__(THREADS) sample(const __grid_consta
 		if (penalties) {
 			const u32 c = counts[id];
 			if (c) {
-				v = v > 0.f ? v / repetition : v * repetition;
+				v = v > 0.f ? v * less : v * repetition;
 				if (c & 0x7FFF) v -= s.presence + (float)(c & 0x7FFF) * s.frequency;
 			}
 		}
@@ -104,8 +104,8 @@ extern "C" __global__ void __launch_bounds__(THREADS) sample(const __grid_consta
 	pick = best_of(pick);
 
 	if (s.temperature > 0.f && !bad) {
-		const float largest = pick.score;
-		auto tempered = [&](int id, float v) { return (adjusted(id, v) - largest) / s.temperature; };
+		const float largest = pick.score, cool = fminf(1.f / s.temperature, 1e30f);
+		auto tempered = [&](int id, float v) { return (adjusted(id, v) - largest) * cool; };
 		const bool use_k = s.top_k > 0 && s.top_k < VOCAB, use_p = s.top_p > 0.f && s.top_p < 1.f;
 		const float least = s.min_p > 0.f ? logf(s.min_p) : NEG_INF;
 		u32 last_key = 0, last_id = 0xFFFFFFFFu;  // the kept set's last member
@@ -132,12 +132,13 @@ extern "C" __global__ void __launch_bounds__(THREADS) sample(const __grid_consta
 			const u64 mass = use_p ? (u64)((double)s.top_p * (double)total) : ~0ull;
 			all_near = n <= CANDIDATES && (n >= k || near_mass >= mass);
 
-			// tally sums what lies at or above a place in the order.
-			auto tally = [&](auto keep) {
+			// tally sums the tokens in front of a place in the order: those above key, and of key's those below id.
+			auto tally = [&](u32 key, u32 id) {
 				u64 m = 0;
 				u32 c = 0;
-				auto add = [&](float t, u32 id) {
-					if (keep(key_of(t), id)) {
+				auto add = [&](float t, u32 at) {
+					const u32 k = key_of(t);
+					if (k > key || (k == key && at < id)) {
 						m += mass_of(t);
 						c++;
 					}
@@ -145,19 +146,19 @@ extern "C" __global__ void __launch_bounds__(THREADS) sample(const __grid_consta
 				if (all_near)
 					for (int i = tid; i < (int)n; i += THREADS) add(near_t[i], near_id[i]);
 				else
-					for_each<THREADS>(z, [&](int id, float v) { add(tempered(id, v), id); });
+					for_each<THREADS>(z, [&](int at, float v) { add(tempered(at, v), at); });
 				return Tally{block_add<THREADS>(m), block_add<THREADS>(c)};
 			};
 			auto reached = [&](Tally y) { return y.count >= k || y.mass >= mass; };
 			// The highest key at which the kept set is complete, then the lowest id of that key.
 			for (int bit = 31; bit >= 0; bit--) {
 				const u32 trial = last_key | 1u << bit;
-				if (reached(tally([&](u32 key, u32) { return key >= trial; }))) last_key = trial;
+				if (reached(tally(trial - 1, 0))) last_key = trial;
 			}
 			u32 below = 0;  // ids up to below - 1 do not complete it
 			for (int bit = 31 - __clz(VOCAB); bit >= 0; bit--) {
 				const u32 trial = below + (1u << bit);
-				if (!reached(tally([&](u32 key, u32 id) { return key > last_key || (key == last_key && id < trial); }))) below = trial;
+				if (!reached(tally(last_key, trial))) below = trial;
 			}
 			last_id = below;
 		}

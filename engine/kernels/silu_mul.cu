@@ -12,7 +12,7 @@ struct Params {
 	bf16* act;
 };
 
-DEVICE float silu(float v) { return v / (1.f + __expf(-v)); }
+DEVICE float silu(float v) { return __fdividef(v, 1.f + __expf(-v)); }
 DEVICE u32 gated(u32 g, u32 u) { return pack_bf16(silu(bf16_lo(g)) * bf16_lo(u), silu(bf16_hi(g)) * bf16_hi(u)); }
 
 extern "C" __global__ void __launch_bounds__(256) silu_mul(const __grid_constant__ Params p) {

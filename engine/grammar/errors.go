@@ -1,0 +1,24 @@
+package grammar
+
+// Error tells why a grammar cannot be compiled or a token not be accepted. Where is a JSON pointer into the schema, or "" for
+// a regular expression.
+type Error struct{ Where, Problem string }
+
+func (e *Error) Error() string {
+	if e.Where == "" {
+		return e.Problem
+	}
+	return e.Where + ": " + e.Problem
+}
+
+// Limits of one grammar. A specification beyond them is refused with an *Error.
+const (
+	maxSpec        = 256 << 10 // bytes of a schema or regular expression
+	maxSchemaDepth = 64        // of schemas within schemas
+	maxStates      = 200_000   // of all automata together, before and after they are made deterministic
+	maxItems       = 10_000    // of an array whose length is bounded; longer ones are cut to this
+	maxStringRunes = 5_000     // of a string whose length is bounded; longer ones are cut to this
+	maxDigits      = 18        // of a number, in front of the point and behind it
+	maxMerges      = 10_000    // of schemas by allOf, $ref and alternatives
+	maxPlaces      = 1_000     // that an ambiguous grammar may be in at once
+)

@@ -4,14 +4,14 @@ package cuda
 
 // advanceParams mirrors Params of advance.cu.
 type advanceParams struct {
-	Plan                                                                               [2]ptr
-	Step                                                                               ptr
-	RowSlotAt, RowPosAt, RowLenAt, RowStartAt, SampleRowAt, MaskRowAt, TokAt, UpdateAt uint32
-	TokID, TokPos, TokSlot                                                             ptr
-	RowSlot, RowPos, RowLen, RowStart, RowCtx                                          ptr
-	SampleTok, SampleSlot, SamplePos, MaskRow                                          ptr
-	SlotToken, PageTable                                                               ptr
-	Tokens, Rows                                                                       int32
+	Plan                                      [2]ptr
+	Step                                      ptr
+	TokAt, UpdateAt                           uint32
+	TokID, TokPos, TokSlot                    ptr
+	RowSlot, RowPos, RowLen, RowStart, RowCtx ptr
+	SampleTok, SampleSlot, SamplePos, MaskRow ptr
+	SlotToken, PageTable                      ptr
+	Tokens, Rows                              int32
 }
 
 const (
@@ -23,8 +23,7 @@ const (
 func advanceOp(_ device, s shape, b *buffers, rows, tokens int) op {
 	l := newPlanLayout(s)
 	p := advanceParams{Plan: b.Plan, Step: b.Step,
-		RowSlotAt: uint32(l.rowSlot), RowPosAt: uint32(l.rowPos), RowLenAt: uint32(l.rowLen), RowStartAt: uint32(l.rowStart),
-		SampleRowAt: uint32(l.sampleRow), MaskRowAt: uint32(l.maskRow), TokAt: uint32(l.tok), UpdateAt: uint32(l.update),
+		TokAt: uint32(l.tok), UpdateAt: uint32(l.update),
 		TokID: b.TokID, TokPos: b.TokPos, TokSlot: b.TokSlot,
 		RowSlot: b.RowSlot, RowPos: b.RowPos, RowLen: b.RowLen, RowStart: b.RowStart, RowCtx: b.RowCtx,
 		SampleTok: b.SampleTok, SampleSlot: b.SampleSlot, SamplePos: b.SamplePos, MaskRow: b.MaskRow,

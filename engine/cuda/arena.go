@@ -100,6 +100,7 @@ func workArena(d device, s shape, b *buffers) *arena {
 	a := &arena{}
 	t, rows := int64(s.tokenRows()), int64(s.MaxRows)
 	a.take(&b.Step, 8)
+	a.take(&b.PlanCopy, int64(newPlanLayout(s).size))
 	a.take(&b.SlotToken, 4*rows)
 	a.take(&b.SlotParam, 56*rows)
 	a.take(&b.Counts, s.countBytes())

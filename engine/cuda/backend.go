@@ -25,6 +25,7 @@ type Backend struct {
 	memory  []ptr // what alloc gave
 	buffers buffers
 	planner *planner
+	copied  *planner // the same, with the plan read from its copy on the device
 
 	compiler  *compiler
 	code      map[unit][]byte
@@ -237,7 +238,10 @@ func (b *Backend) submit(batch *backend.Batch, st *step, shape stepShape) error 
 		if err != nil {
 			return err
 		}
-		nodes := b.planner.step(shape, h)
+		if err := b.copyPlan(st); err != nil {
+			return err
+		}
+		nodes := b.copied.step(shape, h)
 		b.tell(nodes)
 		return b.enqueue(nodes)
 	}

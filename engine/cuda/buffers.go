@@ -11,9 +11,10 @@ type ptr = driver.Ptr
 // graphs can hold them.
 type buffers struct {
 	// Pinned host memory, as the device sees it.
-	Plan   [2]ptr // the step's plan; copy step&1 is the running step's
-	Ring   ptr    // results, ringEntries entries of ringLayout.size bytes
-	Starts [2]ptr // input of the start kernel; the copies go like Plan's
+	Plan     [2]ptr // the step's plan; copy step&1 is the running step's
+	PlanCopy ptr    // device memory: the plan of a step that is no graph
+	Ring     ptr    // results, ringEntries entries of ringLayout.size bytes
+	Starts   [2]ptr // input of the start kernel; the copies go like Plan's
 
 	// State that lives from step to step.
 	Step      ptr // u64: number of steps published

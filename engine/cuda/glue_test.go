@@ -29,16 +29,13 @@ func TestAdvance(t *testing.T) {
 	// Rows: two decode rows (one padding in between), two chunks of 3 and 2000 tokens; the first and the last sample.
 	const tokens = 3 + 3 + 2000
 	set(0, tokens, 5, 3, 2, 3)
-	set(l.rowSlot, 4, -1, 9, 2, 7)
-	set(l.rowPos, 10, 0, 33, 0, 100)
-	set(l.rowLen, 1, 0, 1, 3, 2000)
-	set(l.rowStart, 0, 1, 2, 3, 6)
-	set(l.sampleRow, 0, 4)
-	set(l.maskRow, -1, 1)
+	for i, row := range [][]int32{{4, 10, 1, 0, 0, -1}, {-1, 0, 0, 1, 4, 1}, {9, 33, 1, 2}, {2, 0, 3, 3}, {7, 100, 2000, 6}} {
+		set(l.rows+32*i, row...) // slot, position, length, start; of the i-th sampled row: the row, its mask
+	}
 	for i := range 2003 {
 		set(l.tok+4*(3+i), int32(1000+i))
 	}
-	set(l.update, 4, 0, 77, 9, 2, 88, 7, 7, 99)
+	set(l.update, 4, 0, 77, 0, 9, 2, 88, 0, 7, 7, 99, 0)
 	slotToken := make([]int32, s.MaxRows)
 	slotToken[4], slotToken[9] = 41, 91
 	room := func() ptr { return r.room(4 * s.MaxTokens) }

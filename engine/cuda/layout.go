@@ -4,29 +4,33 @@ package cuda
 
 // The layouts of the pinned blocks that host and device share. Offsets are bytes; arrays are little-endian.
 
-// planLayout is one copy of the plan: a header of eight u32 {tokens, rows, decode, sample, updates, 0, 0, 0}, then the arrays.
+// planLayout is one copy of the plan: a planHeader, planRow [MaxRows], i32 tokens [MaxTokens], pageUpdate [maxUpdates].
 type planLayout struct {
-	rowSlot, rowPos, rowLen, rowStart, sampleRow, maskRow int // i32 [MaxRows]
-	tok                                                   int // i32 [MaxTokens]
-	update                                                int // {slot, index, page} u32 [maxUpdates]
-	maxUpdates                                            int
-	size                                                  int
+	rows, tok, update int
+	maxUpdates        int
+	size              int
 }
 
+// planHeader and planRow are the mirrors of PlanHeader and PlanRow in plan.cuh.
+type planHeader struct {
+	Tokens, Rows, Decode, Samples, Updates int32
+	_                                      [3]int32
+}
+
+type planRow struct {
+	Slot, Pos, Len, Start int32
+	SampleRow, MaskRow    int32 // of the r-th sampled row, not of this one
+	_                     [2]int32
+}
+
+// pageUpdate sets one entry of a slot's page table; the mirror of PageUpdate in plan.cuh.
+type pageUpdate struct{ Slot, Index, Page, _ uint32 }
+
 func newPlanLayout(s shape) planLayout {
-	l := planLayout{maxUpdates: s.MaxRows * s.MaxPages}
-	at := 32
-	take := func(bytes int) int {
-		o := at
-		at += (bytes + 63) &^ 63
-		return o
-	}
-	for _, o := range []*int{&l.rowSlot, &l.rowPos, &l.rowLen, &l.rowStart, &l.sampleRow, &l.maskRow} {
-		*o = take(4 * s.MaxRows)
-	}
-	l.tok = take(4 * s.MaxTokens)
-	l.update = take(12 * l.maxUpdates)
-	l.size = at
+	l := planLayout{rows: 32, maxUpdates: s.MaxRows * s.MaxPages}
+	l.tok = l.rows + 32*s.MaxRows
+	l.update = l.tok + pad(4*s.MaxTokens, 16)
+	l.size = l.update + 16*l.maxUpdates
 	return l
 }
 

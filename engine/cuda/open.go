@@ -196,6 +196,9 @@ func (b *Backend) open(cfg *model.Config, w *weights.Store, o backend.Options, s
 		return err
 	}
 	b.planner = &planner{device: b.device, shape: s, buffers: &b.buffers, layers: layers, noPDL: set.noPDL}
+	copied := b.buffers
+	copied.Plan = [2]ptr{copied.PlanCopy, copied.PlanCopy}
+	b.copied = &planner{device: b.device, shape: s, buffers: &copied, layers: layers, noPDL: set.noPDL}
 	b.compiler = newCompiler(b.device, s, openCache(set.cacheDir))
 	if set.stamps {
 		b.compiler.defines = append(b.compiler.defines, "STAMPS=1")

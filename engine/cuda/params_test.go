@@ -34,7 +34,7 @@ func TestParamsMirrorKernels(t *testing.T) {
 		{gemvQKVOp(d, s, b, w, 8), "Params", linearParams{}, "w x gamma bias y logits x_row slot position slot_param best tokens"},
 		{attnDecodeOp(d, s, b, w, 0, 1), "Params", attnDecodeParams{}, "qkv kv out qnorm knorm rope row_slot row_ctx page_table part arrived scale"},
 		{attnPrefillOp(d, s, b, 0, 0, 1, 1), "Params", attnPrefillParams{}, "qkv kv out row_slot row_pos row_len row_start page_table scale first_row"},
-		{advanceOp(d, s, b, 1, 1), "Params", advanceParams{}, "plan step row_slot_at row_pos_at row_len_at row_start_at sample_row_at mask_row_at tok_at update_at " +
+		{advanceOp(d, s, b, 1, 1), "Params", advanceParams{}, "plan step tok_at update_at " +
 			"tok_id tok_pos tok_slot row_slot row_pos row_len row_start row_ctx sample_tok sample_slot sample_pos mask_row slot_token page_table tokens rows"},
 		{embedOp(d, s, b, 1), "Params", embedParams{}, "tok_id embed x"},
 		{rmsnormOp(d, s, b, 0, 1), "Params", rmsnormParams{}, "x gamma y rows"},

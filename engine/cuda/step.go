@@ -23,21 +23,19 @@ type pinned struct {
 	// Made when first asked for.
 	masks, logits, targets, targetLogProbs [2]*driver.Pinned
 
+	planLayout  planLayout
 	startLayout startLayout
 	ringLayout  ringLayout
 }
 
 // planBlock is one copy of the plan, as Go sees it.
 type planBlock struct {
-	memory                                                *driver.Pinned
-	header                                                []uint32
-	rowSlot, rowPos, rowLen, rowStart, sampleRow, maskRow []int32
-	tok                                                   []int32
-	update                                                []pageUpdate
+	memory *driver.Pinned
+	header *planHeader
+	rows   []planRow
+	tok    []int32
+	update []pageUpdate
 }
-
-// pageUpdate sets one entry of a slot's page table; the mirror of Update in plan.cuh.
-type pageUpdate struct{ Slot, Index, Page uint32 }
 
 // view is n values of type T at offset at of p.
 func view[T any](p *driver.Pinned, at, n int) []T {
@@ -48,15 +46,14 @@ func view[T any](p *driver.Pinned, at, n int) []T {
 func (b *Backend) openPinned() (err error) {
 	s, p := b.shape, &b.pinned
 	plan := newPlanLayout(s)
-	p.startLayout, p.ringLayout = newStartLayout(s), newRingLayout(s)
+	p.planLayout, p.startLayout, p.ringLayout = plan, newStartLayout(s), newRingLayout(s)
 	for i := range 2 {
 		m, err := driver.AllocPinned(plan.size)
 		if err != nil {
 			return err
 		}
-		p.plans[i] = planBlock{m, view[uint32](m, 0, 8), view[int32](m, plan.rowSlot, s.MaxRows), view[int32](m, plan.rowPos, s.MaxRows),
-			view[int32](m, plan.rowLen, s.MaxRows), view[int32](m, plan.rowStart, s.MaxRows), view[int32](m, plan.sampleRow, s.MaxRows),
-			view[int32](m, plan.maskRow, s.MaxRows), view[int32](m, plan.tok, s.MaxTokens), view[pageUpdate](m, plan.update, plan.maxUpdates)}
+		p.plans[i] = planBlock{m, &view[planHeader](m, 0, 1)[0], view[planRow](m, plan.rows, s.MaxRows), view[int32](m, plan.tok, s.MaxTokens),
+			view[pageUpdate](m, plan.update, plan.maxUpdates)}
 		if p.starts[i], err = driver.AllocPinned(p.startLayout.size); err != nil {
 			return err
 		}
@@ -137,18 +134,20 @@ func (b *Backend) fill(batch *backend.Batch, st *step, id backend.StepID) (stepS
 			}
 			sr := &st.rows[i]
 			*sr = stepRow{sample: -1, token: token, tokens: r.NumTokens(), targets: r.Targets != nil, logits: r.Logits, logProbs: s.logProbs, top: s.top}
-			plan.rowSlot[row], plan.rowPos[row], plan.rowLen[row], plan.rowStart[row] = int32(r.Slot), int32(r.Position), int32(sr.tokens), int32(token)
+			to := &plan.rows[row]
+			to.Slot, to.Pos, to.Len, to.Start = int32(r.Slot), int32(r.Position), int32(sr.tokens), int32(token)
 			copy(plan.tok[token:], r.Tokens)
 			for j := s.pages; j < min(len(r.Pages), b.shape.MaxPages); j++ {
-				plan.update[updates] = pageUpdate{uint32(r.Slot), uint32(j), uint32(r.Pages[j])}
+				plan.update[updates] = pageUpdate{Slot: uint32(r.Slot), Index: uint32(j), Page: uint32(r.Pages[j])}
 				updates++
 			}
 			s.pages = max(s.pages, min(len(r.Pages), b.shape.MaxPages))
 			if r.Sample || r.Logits {
 				sr.sample = shape.samples
-				plan.sampleRow[sr.sample], plan.maskRow[sr.sample] = int32(row), -1
+				sampled := &plan.rows[sr.sample]
+				sampled.SampleRow, sampled.MaskRow = int32(row), -1
 				if r.Mask != nil {
-					plan.maskRow[sr.sample] = int32(len(st.maskOf))
+					sampled.MaskRow = int32(len(st.maskOf))
 					st.maskOf = append(st.maskOf, r.Mask)
 				}
 				shape.samples++
@@ -174,8 +173,17 @@ func (b *Backend) fill(batch *backend.Batch, st *step, id backend.StepID) (stepS
 	}
 	shape.tokens = token
 	st.masks, st.logits = len(st.maskOf) > 0, logitRows > 0
-	copy(plan.header, []uint32{uint32(token), uint32(row), uint32(shape.decode), uint32(shape.samples), uint32(updates), 0, 0, 0})
+	*plan.header = planHeader{Tokens: int32(token), Rows: int32(row), Decode: int32(shape.decode), Samples: int32(shape.samples), Updates: int32(updates)}
 	return shape, nil
+}
+
+// copyPlan brings a plan to device memory, where many threads can read it at once: worth it for a prompt's tokens.
+func (b *Backend) copyPlan(st *step) error {
+	plan, l := &b.pinned.plans[st.parity()], b.pinned.planLayout
+	if err := driver.CopyToDevice(b.buffers.PlanCopy, plan.memory.Bytes[:l.tok+4*int(plan.header.Tokens)], b.stream); err != nil {
+		return err
+	}
+	return driver.CopyToDevice(b.buffers.PlanCopy+ptr(l.update), plan.memory.Bytes[l.update:][:16*int(plan.header.Updates)], b.stream)
 }
 
 func newSlot(s *backend.Start, vocabulary int) slot {

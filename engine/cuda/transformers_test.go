@@ -61,9 +61,9 @@ func (r *reference) cut(n int) {
 }
 
 // TestTransformers holds every family to Hugging Face transformers on 2,000 teacher-forced positions. The Kullback-Leibler
-// divergence from its float32 computation is at most 1e-3. The likeliest token agrees on 99 % of positions, with a gap below 0.1 where
-// it does not, or as well as transformers' own bfloat16 computation does: on random tokens many of these models' positions are
-// nearly tied.
+// divergence from its float32 computation is at most 1e-3 and no more than of its own bfloat16 computation. The likeliest token agrees on
+// 99 % of positions, with a gap below 0.1 where it does not, or else about as well as that of transformers in bfloat16: on random
+// tokens many positions of these models are nearly tied.
 //
 //	python3 engine/cuda/testdata/reference.py /tmp/reference
 //	TOKAMAK_REFERENCE=/tmp/reference go test -tags cuda -run TestTransformers -v ./engine/cuda
@@ -152,9 +152,10 @@ func compareTransformers(t *testing.T, r *reference, got []float32) {
 	mine, plain := r.compare(got), r.compare(r.bf16)
 	t.Logf("%d positions against float32: KL %.2e, top-1 agrees on %.2f %%, largest gap of a disagreement %.3f; transformers in bfloat16: %.2e, %.2f %%, %.3f",
 		r.sequences*r.length, mine.kl, 100*mine.top1, mine.gap, plain.kl, 100*plain.top1, plain.gap)
-	assert.Less(t, mine.kl, 1e-3, "divergence")
-	assert.GreaterOrEqual(t, mine.top1, min(0.99, plain.top1), "top-1 agreement")
-	assert.Less(t, mine.gap, max(0.1, plain.gap*1.001), "a disagreement is nearly a tie")
+	assert.Less(t, mine.kl, min(1e-3, plain.kl), "divergence")
+	// Half a percent is the noise of two counts of some 30 in 2,000; the largest of 30 gaps varies by a quarter.
+	assert.GreaterOrEqual(t, mine.top1, min(0.99, plain.top1-0.005), "top-1 agreement")
+	assert.Less(t, mine.gap, max(0.1, plain.gap*1.25), "a disagreement is nearly a tie")
 }
 
 func argmax(l []float32) int {

@@ -1,9 +1,9 @@
 // advance: the first kernel of a step. Copies the host's plan into the device arrays that every later kernel reads, applies page
 // table updates, and takes decode rows' tokens from their slots. Rows and tokens past the plan's are padding.
 //
-// Grid ceil(tokens / CHUNK), 512 threads; CTA 0 writes the rows. The plan lies in pinned host memory, a microsecond and more away over
-// PCIe, so every thread asks for all it needs of it at once: a first version, whose threads read one word after the other, took
-// 47 us for one row and 553 us for 16 (H100).
+// Grid ceil(tokens / CHUNK), 512 threads; CTA 0 writes the rows. In a graph the plan lies in pinned host memory, and a warp's read of it
+// takes about a microsecond, one after the other whoever asks: reading word by word took 553 us for 16 rows, and one trip of 16 warps 80 us
+// (H100). So one warp reads header and rows, which are contiguous, 512 bytes at a time: one read up to 15 rows.
 #include "plan.cuh"
 
 #ifndef MAX_PAGES
@@ -18,7 +18,7 @@
 struct Params {
 	const u8* plan[2];  // pinned; copy step & 1 is this step's
 	const u64* step;
-	u32 row_slot_at, row_pos_at, row_len_at, row_start_at, sample_row_at, mask_row_at, tok_at, update_at;  // bytes into a copy
+	u32 tok_at, update_at;  // bytes into a copy: i32 [tokens], PageUpdate [header.updates]. Header and PlanRow [rows] come first
 	i32 *tok_id, *tok_pos, *tok_slot;                         // [tokens]
 	i32 *row_slot, *row_pos, *row_len, *row_start, *row_ctx;  // [rows]
 	i32 *sample_tok, *sample_slot, *sample_pos, *mask_row;    // [rows]
@@ -27,10 +27,8 @@ struct Params {
 	i32 tokens, rows;                                         // padded
 };
 
-struct Row { i32 slot, pos, len, start; };
-
 // row_of is the row whose tokens include t: the last one that starts at or before it.
-DEVICE int row_of(const Row* rows, int count, int t) {
+DEVICE int row_of(const PlanRow* rows, int count, int t) {
 	int low = 0, high = count - 1;
 	while (low < high) {
 		const int middle = (low + high + 1) >> 1;
@@ -41,56 +39,45 @@ DEVICE int row_of(const Row* rows, int count, int t) {
 }
 
 extern "C" __global__ void __launch_bounds__(THREADS) advance(const __grid_constant__ Params p) {
-	__shared__ Row rows[MAX_ROWS];
+	__shared__ struct { PlanHeader header; PlanRow rows[MAX_ROWS]; } plan;
 	const int tid = threadIdx.x;
 	PDL_WAIT();
-	const u8* plan = p.plan[ld4_l2(p.step) & 1];
-	auto at = [&](u32 offset, int i) { return (i32)ld_host(plan + offset + 4 * i); };
-	const i32 tokens = at(0, 0), count = at(0, 1), decode = at(0, 2), samples = at(0, 3), updates = at(0, 4);
-	i32 sample_row[ceil_div(MAX_ROWS, THREADS)], mask_row[ceil_div(MAX_ROWS, THREADS)];
-#pragma unroll
-	for (int u = 0; u < ceil_div(MAX_ROWS, THREADS); u++) {
-		const int r = u * THREADS + tid;
-		if (r >= p.rows) break;
-		const Row row = {at(p.row_slot_at, r), at(p.row_pos_at, r), at(p.row_len_at, r), at(p.row_start_at, r)};
-		sample_row[u] = at(p.sample_row_at, r);
-		mask_row[u] = at(p.mask_row_at, r);
-		rows[r] = r < count ? row : Row{-1, 0, 0, 0};
-	}
+	const u8* from = p.plan[ld4_l2(p.step) & 1];
+	if (tid < 32)
+		for (int i = tid; i < (int)sizeof(PlanHeader) / 16 + p.rows * (int)sizeof(PlanRow) / 16; i += 32)
+			reinterpret_cast<uint4*>(&plan)[i] = ld_host16(from + 16 * i);
 	__syncthreads();
+	const PlanHeader& header = plan.header;
+	const PlanRow* rows = plan.rows;
 
 	if (blockIdx.x == 0) {
-#pragma unroll
-		for (int u = 0; u < ceil_div(MAX_ROWS, THREADS); u++) {
-			const int r = u * THREADS + tid;
-			if (r >= p.rows) break;
-			const Row row = rows[r];
-			p.row_slot[r] = row.slot;
-			p.row_pos[r] = row.pos;
-			p.row_len[r] = row.len;
-			p.row_start[r] = row.start;
-			p.row_ctx[r] = row.pos + row.len;
-			const bool sampled = r < samples;
-			const Row from = sampled ? rows[sample_row[u]] : Row{-1, 0, 1, 0};
-			p.sample_tok[r] = from.start + from.len - 1;
-			p.sample_slot[r] = from.slot;
-			p.sample_pos[r] = from.pos + from.len;
-			p.mask_row[r] = sampled ? mask_row[u] : -1;
+		for (int r = tid; r < p.rows; r += THREADS) {
+			const bool real = r < header.rows && rows[r].slot >= 0, sampled = r < header.samples;
+			p.row_slot[r] = real ? rows[r].slot : -1;
+			p.row_pos[r] = real ? rows[r].pos : 0;
+			p.row_len[r] = real ? rows[r].len : 0;
+			p.row_start[r] = real ? rows[r].start : 0;
+			p.row_ctx[r] = real ? rows[r].pos + rows[r].len : 0;
+			const PlanRow& last = rows[sampled ? rows[r].sample_row : 0];
+			p.sample_tok[r] = sampled ? last.start + last.len - 1 : 0;
+			p.sample_slot[r] = sampled ? last.slot : -1;
+			p.sample_pos[r] = sampled ? last.pos + last.len : 0;
+			p.mask_row[r] = sampled ? rows[r].mask_row : -1;
 		}
-		for (int i = tid; i < updates; i += THREADS) {
-			const i32 slot = at(p.update_at, 3 * i), index = at(p.update_at, 3 * i + 1), page = at(p.update_at, 3 * i + 2);
-			p.page_table[(size_t)slot * MAX_PAGES + index] = page;
+		for (int i = tid; i < header.updates; i += THREADS) {
+			const uint4 u = ld_host16(from + p.update_at + 16 * i);  // PageUpdate
+			p.page_table[(size_t)u.x * MAX_PAGES + u.y] = u.z;
 		}
 	}
 
 	const int first = blockIdx.x * CHUNK, last = min(p.tokens, first + CHUNK);
 	for (int t = first + tid; t < last; t += THREADS) {
 		i32 id = 0, pos = 0, slot = -1;
-		if (t < tokens) {
-			const int r = row_of(rows, count, t);
+		if (t < header.tokens) {
+			const int r = row_of(rows, header.rows, t);
 			slot = rows[r].slot;
 			pos = rows[r].pos + t - rows[r].start;
-			id = r < decode ? p.slot_token[slot] : at(p.tok_at, t);
+			id = slot < 0 ? 0 : r < header.decode ? p.slot_token[slot] : (i32)ld_host(from + p.tok_at + 4 * t);
 		}
 		p.tok_id[t] = id;
 		p.tok_pos[t] = pos;

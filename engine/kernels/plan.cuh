@@ -21,4 +21,13 @@ struct TokenLogProb { i32 token; float logprob; };
 struct Sampled { i32 token; float logprob; u32 flags; u32 pad; };  // flags: SAMPLED_NONFINITE
 enum SampledFlags : u32 { SAMPLED_NONFINITE = 1 };
 
-struct Update { u32 slot, index, page; };  // page_table[slot][index] = page
+// A plan: the header, PlanRow [MAX_ROWS], prompt tokens i32 [MAX_TOKENS], PageUpdate [header.updates].
+struct PlanHeader { i32 tokens, rows, decode, samples, updates, pad[3]; };
+struct PlanRow {
+	i32 slot;                 // -1: padding
+	i32 pos, len, start;      // position of its first token; its tokens; the first one's place in the step
+	i32 sample_row, mask_row; // of the r-th sampled row, not of this one: the row it is, and its mask or -1
+	i32 pad[2];
+};
+struct PageUpdate { u32 slot, index, page, pad; };  // page_table[slot][index] = page
+static_assert(sizeof(PlanHeader) == 32 && sizeof(PlanRow) == 32 && sizeof(PageUpdate) == 16, "mirrored in Go");

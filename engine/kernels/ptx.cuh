@@ -119,6 +119,11 @@ DEVICE u32 ld_host(const void* p) {  // pinned host memory that changes between 
 	asm volatile("ld.relaxed.sys.global.u32 %0, [%1];" : "=r"(v) : "l"(p) : "memory");
 	return v;
 }
+DEVICE uint4 ld_host16(const void* p) {
+	uint4 v;
+	asm volatile("ld.volatile.global.v4.u32 {%0,%1,%2,%3}, [%4];" : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w) : "l"(p) : "memory");
+	return v;
+}
 DEVICE void st_host_release(u64* p, u64 v) { asm volatile("st.release.sys.global.u64 [%0], %1;" ::"l"(p), "l"(v) : "memory"); }
 DEVICE u32 atom_inc_acq_rel(u32* p) {
 	u32 v;

@@ -1,0 +1,69 @@
+//go:build cuda
+
+package cuda
+
+import (
+	"testing"
+
+	"github.com/stretchr/testify/assert"
+	"github.com/stretchr/testify/require"
+
+	"github.com/tokamak-engine/tokamak/engine/backend/backendtest"
+	"github.com/tokamak-engine/tokamak/engine/cuda/driver"
+	"github.com/tokamak-engine/tokamak/engine/model"
+	"github.com/tokamak-engine/tokamak/engine/weights"
+	"github.com/tokamak-engine/tokamak/fixtures/tinymodel"
+)
+
+// TestUpload reads every weight back from the device: dummies made there and files of each type are, bit for bit, what
+// [weights.Tensor.Row] decodes, rounded to bf16, in the places that the kernels expect.
+func TestUpload(t *testing.T) {
+	needGPU(t)
+	check := func(t *testing.T, cfg *model.Config, w *weights.Store) {
+		o := testOptions
+		o.MaxContext = min(o.MaxContext, cfg.MaxPositions)
+		b := openTest(t, cfg, w, o, settings{})
+		require.NoError(t, b.context.Bind())
+		places, parts := weightArena(cfg, b.shape, &b.buffers, b.planner.layers)
+		places.bind(b.memory[0]) // the weights were allocated first
+		for _, p := range parts {
+			tensor, ok := w.Tensor(p.name)
+			require.True(t, ok)
+			n := tensor.RowLen()
+			want, row := make([]uint16, n), make([]float32, n)
+			got := make([]uint16, n)
+			for r := range tensor.Rows() {
+				tensor.Row(r, row)
+				for i, v := range row {
+					want[i] = weights.BF16FromFloat32(v)
+				}
+				at := r
+				switch p.order {
+				case rowsOfGate:
+					at = r/8*16 + r%8
+				case rowsOfUp:
+					at = r/8*16 + 8 + r%8
+				}
+				require.NoError(t, driver.Read(bytesOf(got), *p.to+ptr(p.shift)+ptr(at*n*bf16Bytes)))
+				if !assert.Equal(t, want, got, "%s, row %d", p.name, r) {
+					return
+				}
+			}
+		}
+	}
+	for name, cfg := range backendtest.Models() {
+		t.Run("dummy/"+name, func(t *testing.T) { check(t, cfg, weights.NewDummy(cfg)) })
+	}
+	for _, family := range []string{"llama", "llama-tied", "mistral-window", "qwen2", "qwen3"} { // bfloat16, float16 and float32 files
+		t.Run("file/"+family, func(t *testing.T) {
+			path, err := tinymodel.Dir(family)
+			require.NoError(t, err)
+			cfg, err := model.Load(path, "")
+			require.NoError(t, err)
+			w, err := weights.Open(path, cfg)
+			require.NoError(t, err)
+			defer w.Close()
+			check(t, cfg, w)
+		})
+	}
+}

@@ -25,6 +25,8 @@ type Options struct {
 	MaxBytes  int    // of marks in memory; 0 is DefaultBytes. A capture that reaches it ends early and says so.
 	// Deadline ends a capture whose stage never comes; 0 is DefaultDeadline.
 	Deadline time.Duration
+	// Stacks notes the Go stack of each launch while the capture runs. Graphs captured before it keep what they have: TOKAMAK_BACKTRACE=cuda.
+	Stacks bool
 	// Sources add what happened outside the engine's marks: kernels, telemetry.
 	Sources []Source
 }
@@ -61,9 +63,10 @@ var nameForm = regexp.MustCompile(`^[A-Za-z0-9_-][A-Za-z0-9._-]{0,63}$`)
 
 // Capture records chosen steps. It is a trace sink; it never blocks the engine.
 type Capture struct {
-	o     Options
-	begun time.Time
-	timer *time.Timer
+	o      Options
+	begun  time.Time
+	timer  *time.Timer
+	stacks bool // it turned stacks on
 
 	mu        sync.Mutex
 	stages    []*stage
@@ -173,6 +176,9 @@ func Start(o Options) (*Capture, error) {
 		}
 	}
 	running.capture = c
+	if o.Stacks && trace.Stacks.CompareAndSwap(false, true) {
+		c.stacks = true
+	}
 	c.timer = time.AfterFunc(o.Deadline, func() { c.finish("the deadline of " + o.Deadline.String() + " came first") })
 	AddSink(c)
 	return c, nil
@@ -383,6 +389,9 @@ func (c *Capture) endLocked(why string) {
 	c.timer.Stop()
 	go func() {
 		RemoveSink(c)
+		if c.stacks {
+			trace.Stacks.Store(false)
+		}
 		c.files, c.err = c.write()
 		running.Lock()
 		running.capture = nil

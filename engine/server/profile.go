@@ -82,10 +82,10 @@ func (c *call) stopProfile() error {
 	return c.answerJSON(map[string]any{"message": "Stop profiling.", "files": files})
 }
 
-// profileProblem answers 409 and leaves the cause to the log: it may hold paths.
+// profileProblem answers 409 with what the profiler says: a capture runs, none does, the directory cannot be written.
 func profileProblem(err error) error {
 	e := &apiError{status: http.StatusConflict, kind: "invalid_request_error", code: "profiler", outcome: metrics.OutcomeInvalid,
-		message: "the profiler refused: a capture is running already, or none is to be stopped"}
+		message: "profiler: " + err.Error()}
 	return e.because(err)
 }
 

@@ -43,7 +43,7 @@ type Report struct {
 	Idle         time.Duration
 	LongestGap   time.Duration
 	LongestAfter string
-	ceilings     Ceilings
+	Ceilings     Ceilings
 }
 
 // GBs is the row's rate in GB/s, or nil if its bytes are not known.
@@ -83,7 +83,7 @@ func (r Row) OfCeiling(c Ceilings) *float64 {
 
 // New sums up kernels, which come in the order of their start.
 func New(kernels []profiling.Kernel, c Ceilings) *Report {
-	r := &Report{Kernels: len(kernels), ceilings: c}
+	r := &Report{Kernels: len(kernels), Ceilings: c}
 	rows := map[string]*Row{}
 	ends := map[uint64]time.Time{} // by step: when its kernels so far have ended
 	begins := map[uint64]time.Time{}
@@ -143,7 +143,7 @@ func (r *Report) cells(row Row) []string {
 	}
 	return []string{row.Name, fmt.Sprintf("%.4g", float64(row.Calls)/steps), fmt.Sprintf("%.2f", row.Time.Seconds()*1e6/float64(row.Calls)),
 		fmt.Sprintf("%.4f", row.Time.Seconds()*1e3/steps), fmt.Sprintf("%.1f%%", 100*row.Share),
-		show(row.GBs(), "%.0f", 1), show(row.TFLOPs(), "%.1f", 1), show(row.OfCeiling(r.ceilings), "%.1f%%", 100)}
+		show(row.GBs(), "%.0f", 1), show(row.TFLOPs(), "%.1f", 1), show(row.OfCeiling(r.Ceilings), "%.1f%%", 100)}
 }
 
 func (r *Report) foot() string {

@@ -38,11 +38,11 @@ func TestReport(t *testing.T) {
 	assert.Equal(t, "gemv_qkv", r.Rows[0].Name)
 	assert.InDelta(t, 20.0/34, r.Rows[0].Share, 1e-9)
 	assert.InDelta(t, 4000, *r.Rows[0].GBs(), 1e-6)
-	assert.InDelta(t, 1.0, *r.Rows[0].OfCeiling(r.ceilings), 1e-9)
+	assert.InDelta(t, 1.0, *r.Rows[0].OfCeiling(r.Ceilings), 1e-9)
 	assert.Nil(t, r.Rows[1].GBs(), "not known is absent")
 	attn := r.Rows[2]
 	assert.InDelta(t, 500, *attn.TFLOPs(), 1e-6, "of its 4 us 2 lie beside the kernel before it")
-	assert.InDelta(t, 1.0, *attn.OfCeiling(r.ceilings), 1e-9)
+	assert.InDelta(t, 1.0, *attn.OfCeiling(r.Ceilings), 1e-9)
 	assert.Nil(t, attn.OfCeiling(Ceilings{}))
 
 	var text, md bytes.Buffer

@@ -41,6 +41,8 @@ type Summary struct {
 	Joules                           *float64 // drawn over the time
 	// Throttled lists reasons that make a measurement unfit: heat, hardware slowdown, power brake.
 	Throttled []string
+	// ThrottledShare is the share of samples that have one of these.
+	ThrottledShare float64
 	// PowerCapped is the share of samples at which the software power cap held the clocks down: how a card behaves under full load.
 	PowerCapped float64
 }
@@ -130,17 +132,25 @@ func Summarise(readings []Reading) Summary {
 	s.Watts = median(func(r Reading) float64 { return r.Watts })
 	s.SMMHz = median(func(r Reading) float64 { return r.SMMHz })
 	s.MemoryMHz = median(func(r Reading) float64 { return r.MemoryMHz })
-	hottest, slowest, capped := 0.0, math.Inf(1), 0
+	hottest, slowest, capped, throttled := 0.0, math.Inf(1), 0, 0
 	for _, r := range readings {
 		hottest, slowest = max(hottest, r.Celsius), min(slowest, r.SMMHz)
+		unfit := false
 		for _, why := range r.Throttle {
 			if why == PowerCap {
 				capped++
-			} else if !slices.Contains(s.Throttled, why) {
+				continue
+			}
+			unfit = true
+			if !slices.Contains(s.Throttled, why) {
 				s.Throttled = append(s.Throttled, why)
 			}
 		}
+		if unfit {
+			throttled++
+		}
 	}
+	s.ThrottledShare = float64(throttled) / float64(len(readings))
 	s.Celsius, s.MinSMMHz = &hottest, &slowest
 	joules := readings[len(readings)-1].Joules - readings[0].Joules
 	s.Joules = &joules

@@ -7,6 +7,7 @@ import (
 	"strconv"
 	"strings"
 	"sync"
+	"sync/atomic"
 
 	"github.com/tokamak-engine/tokamak/engine/server"
 	"github.com/tokamak-engine/tokamak/profiling"
@@ -16,7 +17,7 @@ import (
 // profiler runs the captures that clients ask for, below the directory that the server's own environment names.
 type profiler struct {
 	log   *slog.Logger
-	onGPU func() bool
+	onGPU atomic.Bool // the engine runs on one
 
 	mu      sync.Mutex
 	capture *profiling.Capture
@@ -24,7 +25,7 @@ type profiler struct {
 
 // StartProfile implements server.Profiler.
 func (p *profiler) StartProfile(_ context.Context, r server.ProfileRequest) (string, error) {
-	o := profiling.Options{Dir: sources.Dir(), Name: r.Name, StartStep: r.StartStep, NumSteps: r.NumSteps, Stage: strings.ToLower(r.Stage)}
+	o := profiling.Options{Dir: sources.Dir(), Name: r.Name, StartStep: r.StartStep, NumSteps: r.NumSteps, Stage: strings.ToLower(r.Stage), Stacks: r.WithStack}
 	switch {
 	case r.ByStage || len(r.Stages) > 1:
 		o.Stage = "both"
@@ -40,13 +41,14 @@ func (p *profiler) StartProfile(_ context.Context, r server.ProfileRequest) (str
 		o.MinBatch = n
 	}
 	var err error
-	if o.Sources, err = sources.For(r.Activities, p.onGPU()); err != nil {
+	if o.Sources, err = sources.For(r.Activities, p.onGPU.Load()); err != nil {
 		return "", err
 	}
 	c, err := profiling.Start(o)
 	if err != nil {
 		return "", err
 	}
+	p.log.Info("profile begun", "output", strings.Join(c.Paths(), ", "), "steps", r.NumSteps, "stage", o.Stage)
 	p.mu.Lock()
 	p.capture = c
 	p.mu.Unlock()

@@ -22,7 +22,7 @@ sh "$here/trampolines.sh" "$home/include" "$dir/lib"
 cat >"$dir/env.tmp" <<ENV
 export CUDA_HOME='$home'
 export CGO_ENABLED=1
-export CGO_CFLAGS='-O2 -I$here/../shim -I$home/include'
+export CGO_CFLAGS='-O2 -Wno-deprecated-declarations -I$here/../shim -I$home/include'
 export CGO_LDFLAGS='-L$dir/lib'
 export PATH="$home/bin:\$PATH"
 ENV

@@ -72,46 +72,50 @@ func BenchmarkDecode(b *testing.B) {
 	for _, name := range []string{"llama-8b", "llama-1b"} {
 		b.Run("model="+name, func(b *testing.B) {
 			be := openBench(b, name)
-			info := be.Info()
 			for _, c := range []struct{ rows, in int }{{1, 512}, {8, 512}, {16, 512}, {32, 512}, {1, 8192}} {
-				decode, prefill := staticBatch(b, be, c.rows, c.in, 256)
-				const steps = 100
-				var out backend.Result
-				times := make([]time.Duration, 0, steps)
-				for range steps {
-					began := time.Now()
-					id, err := be.Launch(&decode)
-					require.NoError(b, err)
-					require.NoError(b, be.Wait(id, &out))
-					times = append(times, time.Since(began))
-					for i := range decode.Rows {
-						decode.Rows[i].Position++
-					}
-				}
-				syncTime := median(times[10:])
-				var last backend.StepID
-				began := time.Now()
-				for s := range steps {
-					id, err := be.Launch(&decode)
-					require.NoError(b, err)
-					if s > 0 {
-						require.NoError(b, be.Wait(last, &out))
-					}
-					last = id
-					for i := range decode.Rows {
-						decode.Rows[i].Position++
-					}
-				}
-				require.NoError(b, be.Wait(last, &out))
-				overlap := time.Since(began) / steps
-				ctx := c.in + 100
-				bytes := float64(info.WeightBytes) + float64(c.rows)*float64(ctx+1)*float64(info.KVBytesPerToken)
-				floor := time.Duration(bytes / *info.ReadBandwidth * 1e9)
-				fmt.Printf("decode %s batch=%d in=%d: step %v sync, %v overlapped; floor %v = %.3f / %.3f of it; prefill %v\n", name, c.rows, c.in, syncTime, overlap, floor,
-					float64(floor)/float64(syncTime), float64(floor)/float64(overlap), prefill/time.Duration(c.rows))
+				decodeCase(b, be, name, c.rows, c.in)
 			}
 		})
 	}
+}
+
+func decodeCase(b *testing.B, be *Backend, name string, rows, in int) {
+	info := be.Info()
+	decode, prefill := staticBatch(b, be, rows, in, 256)
+	const steps = 100
+	var out backend.Result
+	times := make([]time.Duration, 0, steps)
+	for range steps {
+		began := time.Now()
+		id, err := be.Launch(&decode)
+		require.NoError(b, err)
+		require.NoError(b, be.Wait(id, &out))
+		times = append(times, time.Since(began))
+		for i := range decode.Rows {
+			decode.Rows[i].Position++
+		}
+	}
+	syncTime := median(times[10:])
+	var last backend.StepID
+	began := time.Now()
+	for s := range steps {
+		id, err := be.Launch(&decode)
+		require.NoError(b, err)
+		if s > 0 {
+			require.NoError(b, be.Wait(last, &out))
+		}
+		last = id
+		for i := range decode.Rows {
+			decode.Rows[i].Position++
+		}
+	}
+	require.NoError(b, be.Wait(last, &out))
+	overlap := time.Since(began) / steps
+	ctx := in + 100
+	bytes := float64(info.WeightBytes) + float64(rows)*float64(ctx+1)*float64(info.KVBytesPerToken)
+	floor := time.Duration(bytes / *info.ReadBandwidth * 1e9)
+	fmt.Printf("decode %s batch=%d in=%d: step %v sync, %v overlapped; floor %v = %.3f / %.3f of it; prefill %v\n", name, rows, in, syncTime, overlap, floor,
+		float64(floor)/float64(syncTime), float64(floor)/float64(overlap), prefill/time.Duration(rows))
 }
 
 // BenchmarkPrefill times one prompt in one step.

@@ -129,6 +129,7 @@ func Open(cfg *model.Config, w *weights.Store, o backend.Options) (*Backend, err
 // settings are what only tests change.
 type settings struct {
 	noPDL    bool
+	blasOnly bool // products of more than 16 tokens are all cuBLASLt's, none gemm_sm90's
 	stamps   bool // kernels note when they began: see timeline_test.go
 	cacheDir string
 }
@@ -195,10 +196,10 @@ func (b *Backend) open(cfg *model.Config, w *weights.Store, o backend.Options, s
 	if err := b.openPinned(); err != nil {
 		return err
 	}
-	b.planner = &planner{device: b.device, shape: s, buffers: &b.buffers, layers: layers, noPDL: set.noPDL}
+	b.planner = &planner{device: b.device, shape: s, buffers: &b.buffers, layers: layers, noPDL: set.noPDL, blasOnly: set.blasOnly}
 	copied := b.buffers
 	copied.Plan = [2]ptr{copied.PlanCopy, copied.PlanCopy}
-	b.copied = &planner{device: b.device, shape: s, buffers: &copied, layers: layers, noPDL: set.noPDL}
+	b.copied = &planner{device: b.device, shape: s, buffers: &copied, layers: layers, noPDL: set.noPDL, blasOnly: set.blasOnly}
 	b.compiler = newCompiler(b.device, s, openCache(set.cacheDir))
 	if set.stamps {
 		b.compiler.defines = append(b.compiler.defines, "STAMPS=1")

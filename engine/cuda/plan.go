@@ -77,6 +77,8 @@ type planner struct {
 	layers  []layerWeights
 	// noPDL takes the programmatic edges out: the same kernels, each started when the one before has ended.
 	noPDL bool
+	// blasOnly leaves every product of more than gemvRows tokens to cuBLASLt.
+	blasOnly bool
 }
 
 // hooks are put into a step that gives more than tokens. Either may be nil.

@@ -303,6 +303,9 @@ func (l *logBuffer) String() string {
 	return l.b.String()
 }
 
+// quiet is a log that nobody reads.
+func quiet() *slog.Logger { return slog.New(slog.DiscardHandler) }
+
 // eventually polls until ok is true.
 func eventually(t testing.TB, what string, ok func() bool) {
 	t.Helper()

@@ -19,7 +19,7 @@ type flags struct {
 	table   []engine.Option
 }
 
-// parse reads args over the environment over the defaults. A model's path may stand as the only argument without a flag.
+// parse reads args over the environment over the defaults. A model's path may stand first without its flag.
 func parse(args []string) (*flags, error) {
 	f := &flags{engine: engine.DefaultOptions(), server: server.DefaultOptions()}
 	f.table = append(f.engine.Table(), f.server.Table()...)
@@ -28,6 +28,9 @@ func parse(args []string) (*flags, error) {
 	fs.BoolVar(&f.version, "version", false, "")
 	if err := engine.Register(fs, f.table); err != nil {
 		return f, err
+	}
+	if len(args) > 0 && !strings.HasPrefix(args[0], "-") {
+		f.engine.ModelPath, args = args[0], args[1:]
 	}
 	if err := fs.Parse(engine.ExpandPrefixes(fs, args)); err != nil {
 		if name, ok := strings.CutPrefix(err.Error(), "flag provided but not defined: -"); ok {
@@ -38,12 +41,8 @@ func parse(args []string) (*flags, error) {
 	if f.version {
 		return f, nil
 	}
-	rest := fs.Args()
-	if len(rest) == 1 && f.engine.ModelPath == "" {
-		f.engine.ModelPath, rest = rest[0], nil
-	}
-	if len(rest) > 0 {
-		return f, fmt.Errorf("unexpected argument %q: flags begin with --", rest[0])
+	if fs.NArg() > 0 {
+		return f, fmt.Errorf("unexpected argument %q: flags begin with --", fs.Arg(0))
 	}
 	if f.engine.ModelPath == "" {
 		return f, errors.New("no model: give --model-path DIRECTORY or FILE.gguf")

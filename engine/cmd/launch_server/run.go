@@ -15,6 +15,7 @@ import (
 
 	"github.com/tokamak-engine/tokamak/engine"
 	"github.com/tokamak-engine/tokamak/engine/server"
+	"github.com/tokamak-engine/tokamak/profiling/sources"
 )
 
 // Exit codes; main's comment and --help tell them.
@@ -51,13 +52,19 @@ func run(args []string, stdout, stderr io.Writer) int {
 		log.Error("cannot listen", "error", err)
 		return exitStart
 	}
-	srv, err := server.New(f.server, nil, log)
+	if err := sources.Setup(); err != nil {
+		ln.Close()
+		fmt.Fprintf(stderr, "launch_server: %v\n", err)
+		return exitUsage
+	}
+	profiler := &profiler{log: log}
+	srv, err := server.New(f.server, profiler, log)
 	if err != nil {
 		ln.Close()
 		fmt.Fprintf(stderr, "launch_server: %v\n", err)
 		return exitUsage
 	}
-	l := &launch{flags: f, log: log, server: srv, signals: signals, stderr: stderr, url: url(f.server.Host, ln)}
+	l := &launch{flags: f, log: log, server: srv, profiler: profiler, signals: signals, stderr: stderr, url: url(f.server.Host, ln)}
 	served := make(chan error, 1)
 	go func() { served <- srv.Serve(ln) }()
 	code := l.run(served)
@@ -66,12 +73,13 @@ func run(args []string, stdout, stderr io.Writer) int {
 
 // launch is a server on its way from loading to its end.
 type launch struct {
-	flags   *flags
-	log     *slog.Logger
-	server  *server.Server
-	signals <-chan os.Signal
-	stderr  io.Writer
-	url     string
+	flags    *flags
+	log      *slog.Logger
+	server   *server.Server
+	profiler *profiler
+	signals  <-chan os.Signal
+	stderr   io.Writer
+	url      string
 }
 
 // run loads the model, serves until a signal or a failure, and stops.
@@ -87,16 +95,7 @@ func (l *launch) run(served <-chan error) int {
 	var o opening
 	select {
 	case o = <-opened:
-	case s := <-l.signals: // while loading nothing has to be drained
-		cancel()
-		l.stop(0)
-		select {
-		case o = <-opened:
-			if o.engine != nil {
-				o.engine.Close()
-			}
-		case s = <-l.signals:
-		}
+	case s := <-l.signals: // nothing has to be drained, and what is loaded goes with the process
 		return exitSignal + number(s)
 	case err := <-served:
 		l.log.Error("cannot serve", "error", err)
@@ -111,6 +110,7 @@ func (l *launch) run(served <-chan error) int {
 		}
 		return exitStart
 	}
+	l.profiler.onGPU.Store(o.engine.Info().Name == "cuda")
 	l.server.Start(o.engine)
 	fmt.Fprintf(l.stderr, "listening on %s\nThe server is fired up and ready to roll!\n", l.url)
 

@@ -176,3 +176,35 @@ func TestStaticBatchGivesTheSameTokens(t *testing.T) {
 		require.Equal(t, want, run.Tokens, fmt.Sprintf("chunk %d, overlapped", chunk))
 	}
 }
+
+// TestSeeds: requests without a seed differ from each other and repeat with the engine's; a seed of their own decides alone.
+func TestSeeds(t *testing.T) {
+	r := Request{InputIDs: []int32{5, 6, 7}, Sampling: DefaultSampling(12)}
+	r.Sampling.IgnoreEOS, r.Sampling.Temperature = true, 1.5
+	var runs [2][3][]int32
+	for i := range runs {
+		e := openTiny(t, tinyOptions())
+		for k := range runs[i] {
+			out, err := e.Generate(context.Background(), r)
+			require.NoError(t, err)
+			runs[i][k] = out.TokenIDs
+		}
+	}
+	require.Equal(t, runs[0], runs[1])
+	require.NotEqual(t, runs[0][0], runs[0][1])
+	require.NotEqual(t, runs[0][1], runs[0][2])
+
+	o := tinyOptions()
+	o.RandomSeed = 7
+	e := openTiny(t, o)
+	out, err := e.Generate(context.Background(), r)
+	require.NoError(t, err)
+	require.NotEqual(t, runs[0][0], out.TokenIDs)
+	seed := uint64(99)
+	r.Sampling.Seed = &seed
+	first, err := e.Generate(context.Background(), r)
+	require.NoError(t, err)
+	second, err := openTiny(t, tinyOptions()).Generate(context.Background(), r)
+	require.NoError(t, err)
+	require.Equal(t, first.TokenIDs, second.TokenIDs)
+}

@@ -7,8 +7,9 @@ import (
 
 // machine is a compiled set of rules: a pushdown automaton whose rules are deterministic over bytes. State numbers are global.
 type machine struct {
-	states []state
-	starts []int32 // first state of each rule
+	states   []state
+	starts   []int32 // first state of each rule
+	hasCalls bool
 	// like names, for some states, another that allows the same for as long as a token can be.
 	like map[int32]int32
 }
@@ -190,6 +191,7 @@ func (m *machine) trim() (matches, loops bool) {
 		s := &m.states[i]
 		s.edges = slices.DeleteFunc(s.edges, func(e edge) bool { return !live[e.to] })
 		s.calls = slices.DeleteFunc(s.calls, func(c call) bool { return !live[m.starts[c.rule]] || !live[c.to] })
+		m.hasCalls = m.hasCalls || len(s.calls) > 0
 	}
 	return live[m.starts[0]], m.leftRecursive()
 }

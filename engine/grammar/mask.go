@@ -172,7 +172,7 @@ func (g *Grammar) newLocal(state int32) *local {
 		tokens := v.tokens[n.tokens:v.nodes[i+1].tokens]
 		setAll(mask, tokens)
 		count += len(tokens)
-		if r.sets[set].finished && int(n.end) > i+1 && len(g.machine.starts) > 1 {
+		if r.sets[set].finished && int(n.end) > i+1 && g.machine.hasCalls {
 			ends = append(ends, int32(i))
 			if len(r.sets[set].all) == 0 {
 				i = int(n.end)

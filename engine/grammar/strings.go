@@ -47,7 +47,7 @@ func anyChar(n *nfa, from int32) int32 {
 	for _, c := range []byte(`"\/bfnrt`) {
 		n.edge(escape, c, c, to)
 	}
-	// \u and four digits; a high surrogate wants a low one behind it.
+	// \u and four digits, no surrogate but a high and a low one together.
 	u := n.bytes(escape, 'u', 'u')
 	hex := func(from, to int32, lo, hi byte) {
 		for _, r := range [][2]byte{{'0', '9'}, {'a', 'f'}, {'A', 'F'}} {
@@ -56,12 +56,32 @@ func anyChar(n *nfa, from int32) int32 {
 			}
 		}
 	}
-	all := func(from int32) int32 {
-		next := n.state()
-		hex(from, next, '0', 'f')
-		return next
+	either := func(from, to int32, lo, hi byte) { // lo to hi in both cases
+		hex(from, to, lo, hi)
+		hex(from, to, lo-'a'+'A', hi-'a'+'A')
 	}
-	hex(all(all(all(u))), to, '0', 'f')
+	three, two, one := n.state(), n.state(), n.state() // so many more digits
+	hex(u, three, '0', '9')
+	either(u, three, 'a', 'c')
+	either(u, three, 'e', 'f')
+	hex(three, two, '0', 'f')
+	hex(two, one, '0', 'f')
+	hex(one, to, '0', 'f')
+	d := n.state()
+	either(u, d, 'd', 'd')
+	hex(d, two, '0', '7')
+	high := n.state()
+	hex(d, high, '8', '9')
+	either(d, high, 'a', 'b')
+	for range 2 {
+		next := n.state()
+		hex(high, next, '0', 'f')
+		high = next
+	}
+	low := n.text(high, `\u`)
+	lowD := n.state()
+	either(low, lowD, 'd', 'd')
+	either(lowD, two, 'c', 'f')
 	return to
 }
 

@@ -4,6 +4,8 @@ import (
 	"bytes"
 	"flag"
 	"math"
+	"os"
+	"path/filepath"
 	"strings"
 	"testing"
 	"time"
@@ -119,7 +121,7 @@ func TestBadFlags(t *testing.T) {
 		{[]string{"--extra-request-body", "[1]"}, "want a JSON object"},
 		{[]string{"--header", "novalue"}, "want KEY=VALUE"},
 		{[]string{"--duration", "soon"}, "want seconds or a duration"},
-		{[]string{"--profile-activities", "TPU"}, "want CPU, GPU, CUDA_PROFILER"},
+		{[]string{"--profile-activities", "TPU"}, "want CPU, GPU or CUDA_PROFILER"},
 		{[]string{"stray"}, `unexpected argument "stray"`},
 		{[]string{"--batch", "0", "--input-len", "0"}, "; "},
 	} {
@@ -172,6 +174,19 @@ func TestConsoleLinesAreNoConfiguration(t *testing.T) {
 	for _, line := range strings.Split(strings.TrimSuffix(out.String(), "\n"), "\n") {
 		assert.True(t, strings.HasPrefix(line, "#"), line)
 	}
+}
+
+func TestRelativePaths(t *testing.T) {
+	top := t.TempDir()
+	require.NoError(t, os.Mkdir(filepath.Join(top, "m"), 0o755))
+	s, _, err := parseArgs(t, "--model-path", "m", "--tokenizer-path", "nowhere", "--dataset-path", "/abs", "--result-filename", "out.jsonl")
+	require.NoError(t, err)
+	s.pathsFrom(top)
+	assert.Equal(t, filepath.Join(top, "m"), s.engine.ModelPath)
+	assert.Equal(t, "nowhere", s.engine.TokenizerPath)
+	assert.Equal(t, "/abs", s.datasetPath)
+	assert.Equal(t, filepath.Join(top, "out.jsonl"), s.resultFile)
+	assert.Empty(t, s.serving.plot)
 }
 
 func TestModelName(t *testing.T) {

@@ -8,6 +8,8 @@ import (
 	"io"
 	"math"
 	"net/http"
+	"os"
+	"path/filepath"
 	"slices"
 	"strconv"
 	"strings"
@@ -229,6 +231,26 @@ func (s *settings) parse(fs *flag.FlagSet, args []string) error {
 	})
 	return s.check()
 }
+
+// pathsFrom takes relative paths from top. `go test` runs the benchmarks in their own folder, where a path that was typed at the
+// checkout's top leads nowhere. A file to read that is not there is left as it was: it may lie where the benchmarks run.
+func (s *settings) pathsFrom(top string) {
+	for _, path := range []*string{&s.engine.ModelPath, &s.engine.TokenizerPath, &s.promptFile, &s.datasetPath, &s.serving.serverBinary} {
+		if *path == "" || filepath.IsAbs(*path) {
+			continue
+		}
+		if full := filepath.Join(top, *path); exists(full) {
+			*path = full
+		}
+	}
+	for _, path := range []*string{&s.resultFile, &s.serving.plot, &s.profile.dir} {
+		if *path != "" && !filepath.IsAbs(*path) {
+			*path = filepath.Join(top, *path)
+		}
+	}
+}
+
+func exists(path string) bool { _, err := os.Stat(path); return err == nil }
 
 // check refuses values that no benchmark could run with.
 func (s *settings) check() error {

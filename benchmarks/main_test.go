@@ -4,10 +4,13 @@ import (
 	"flag"
 	"fmt"
 	"os"
+	"path/filepath"
 	"runtime"
 	"testing"
 
 	"github.com/tokamak-engine/tokamak/engine"
+	"github.com/tokamak-engine/tokamak/fixtures/checkout"
+	"github.com/tokamak-engine/tokamak/profiling/sources"
 )
 
 // These live as long as the test binary: TestMain sets them before anything runs.
@@ -27,6 +30,11 @@ func TestMain(m *testing.M) {
 		fmt.Fprintln(os.Stderr, "# benchmarks:", err)
 		os.Exit(2)
 	}
+	if top, err := checkout.Root(); err == nil {
+		if cwd, err := os.Getwd(); err == nil && cwd == filepath.Join(top, "benchmarks") {
+			set.pathsFrom(top)
+		}
+	}
 	if set.help {
 		def := defaultSettings()
 		usage(os.Stdout, def.engine.Table(), def.table())
@@ -34,6 +42,10 @@ func TestMain(m *testing.M) {
 	}
 	if fs.Lookup("test.bench").Value.String() != "" {
 		pin(fs)
+		if err := sources.Setup(); err != nil {
+			fmt.Fprintln(os.Stderr, "# benchmarks:", err)
+			os.Exit(2)
+		}
 	}
 	code := m.Run()
 	table.finish()

@@ -68,9 +68,11 @@ func init() {
 }
 
 func findMetric(unit string) *metric {
-	for i := range metrics {
-		if metrics[i].unit == unit {
-			return &metrics[i]
+	for _, rows := range [][]metric{metrics, kernelMetrics, cardMetrics} {
+		for i := range rows {
+			if rows[i].unit == unit {
+				return &rows[i]
+			}
 		}
 	}
 	return nil
@@ -81,6 +83,15 @@ func unitLines(static bool) string {
 	var out strings.Builder
 	for i, m := range metrics {
 		if m.better != "" && static == (i < staticMetrics) {
+			fmt.Fprintf(&out, "Unit %s better=%s\n", m.unit, m.better)
+		}
+	}
+	more := cardMetrics
+	if set.profile.on {
+		more = slices.Concat(cardMetrics, kernelMetrics)
+	}
+	for _, m := range more {
+		if m.better != "" {
 			fmt.Fprintf(&out, "Unit %s better=%s\n", m.unit, m.better)
 		}
 	}

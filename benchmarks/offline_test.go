@@ -47,6 +47,7 @@ func BenchmarkOfflineThroughput(b *testing.B) {
 	leaf(b, name, func(b *testing.B) {
 		var summaries []*load.Summary
 		var preempted []float64
+		card := newCardMeter(e.Info().Name == "cuda")
 		for b.Loop() {
 			if !warm {
 				if err := warmUp(e, samples); err != nil {
@@ -54,11 +55,13 @@ func BenchmarkOfflineThroughput(b *testing.B) {
 				}
 				warm = true
 			}
+			card.start()
 			report, preemptions, err := offline(e, samples)
 			if err != nil {
 				b.Fatal(err)
 			}
 			s := load.Summarize(report, nil)
+			card.stop(s.OutputTokens)
 			summaries, preempted = append(summaries, s), append(preempted, float64(preemptions))
 			if err := writeOffline(e, s); err != nil {
 				b.Fatal(err)
@@ -67,11 +70,13 @@ func BenchmarkOfflineThroughput(b *testing.B) {
 		var figures []figure
 		for i, s := range summaries {
 			f := append(throughputFigures(s), figure{"preemptions", preempted[i]})
-			f = append(f, distFigures("itl", &s.ITL)...)
-			figures = appendRun(figures, f)
+			figures = append(figures, append(f, distFigures("itl", &s.ITL)...)...)
 		}
-		table.report(b, meanFigures(figures, len(summaries)))
+		table.report(b, append(meanFigures(figures, len(summaries)), card.figures(b.Name())...))
 	})
+	if set.profile.on {
+		profileOffline(b, e, name, samples)
+	}
 }
 
 // maxOfflineQueue has room for any dataset that sets its own size.
@@ -205,10 +210,7 @@ func throughputFigures(s *load.Summary) []figure {
 	return figures
 }
 
-// appendRun and meanFigures average the figures of several iterations of one row; a figure that an iteration lacks is left out
-// of the mean.
-func appendRun(all, run []figure) []figure { return append(all, run...) }
-
+// meanFigures averages the figures of several iterations of one row; a figure that an iteration lacks is left out of the mean.
 func meanFigures(all []figure, runs int) []figure {
 	if runs == 1 {
 		return all

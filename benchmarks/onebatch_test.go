@@ -79,6 +79,7 @@ type oneBatch struct {
 	// runs and overlapped are what was measured. A run times prefill and decode both, and each phase's row takes it once: rows
 	// of three phases cost one run.
 	runs, overlapped []*engine.StaticRun
+	card             *cardMeter
 	taken            map[string]int // by phase
 	hash             uint64         // of the tokens, once known
 }
@@ -89,7 +90,7 @@ func (c *oneBatch) bench(b *testing.B) {
 		name += fmt.Sprintf("/chunk=%d", set.engine.ChunkedPrefillSize)
 	}
 	c.prompts = makePrompts(c.source, c.batch, c.in, c.engine.Info().VocabSize, uint64(set.datasetSeed))
-	c.taken = map[string]int{}
+	c.taken, c.card = map[string]int{}, newCardMeter(c.engine.Info().Name == "cuda")
 	c.leaf(b, name, "prefill", c.prefillFigures)
 	if c.out > 1 {
 		c.leaf(b, name, "decode", c.decodeFigures)
@@ -114,7 +115,11 @@ func (c *oneBatch) leaf(b *testing.B, name, phase string, figures func([]*engine
 			}
 			runs = append(runs, run)
 		}
-		table.report(b, figures(runs))
+		f := figures(runs)
+		if phase == "total" {
+			f = append(f, c.card.figures(b.Name())...)
+		}
+		table.report(b, f)
 	})
 }
 
@@ -152,7 +157,9 @@ func (c *oneBatch) measure(run staticBatch) (*engine.StaticRun, error) {
 	}
 	c.warm = true
 	bar.add(1)
+	c.card.start()
 	r, err := run(c.prompts, c.out, 0)
+	c.card.stop(c.batch * c.out)
 	if err != nil {
 		return nil, err
 	}

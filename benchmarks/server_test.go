@@ -64,6 +64,9 @@ func startServer(ctx context.Context) (_ *server, err error) {
 		return nil, err
 	}
 	s.command.Stdout = s.log
+	if dir := set.profile.dir; dir != "" {
+		s.command.Env = append(os.Environ(), "TOKAMAK_PROFILER_DIR="+dir)
+	}
 	endWithParent(s.command)
 	listening := make(chan string, 1)
 	started := make(chan error, 1)

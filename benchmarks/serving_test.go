@@ -49,6 +49,9 @@ func BenchmarkServing(b *testing.B) {
 			if c.last != nil {
 				tried = append(tried, c)
 			}
+			if set.profile.on {
+				c.profile(b, name)
+			}
 		}
 		highestGood(tried)
 	}
@@ -76,6 +79,7 @@ type servingCase struct {
 	concurrency int
 	warm        bool
 	last        *load.Summary
+	card        cardMeter // idle in the profiled pass
 }
 
 func (c *servingCase) name() string {
@@ -122,12 +126,14 @@ func (c *servingCase) arrivals() (load.Arrivals, error) {
 func (c *servingCase) bench(b *testing.B) {
 	var figures []figure
 	runs := 0
+	c.card = *newCardMeter(c.target.onCard)
 	for b.Loop() {
 		report, err := c.run()
 		if err != nil {
 			b.Fatal(c.target.explain(err))
 		}
 		s := load.Summarize(report, c.objectives)
+		c.card.stop(s.OutputTokens)
 		if err := c.check(report, s); err != nil {
 			b.Fatal(c.target.explain(err))
 		}
@@ -138,7 +144,7 @@ func (c *servingCase) bench(b *testing.B) {
 		runs++
 		c.last = s
 	}
-	table.report(b, meanFigures(figures, runs))
+	table.report(b, append(meanFigures(figures, runs), c.card.figures(b.Name())...))
 }
 
 func (c *servingCase) run() (*load.Report, error) {
@@ -164,6 +170,7 @@ func (c *servingCase) run() (*load.Report, error) {
 	}
 	bar := term.start(c.name(), turns, "requests")
 	defer bar.done()
+	c.card.start()
 	report, err := load.Run(ctx, load.Config{
 		Client: t.client, Arrivals: a, MaxConcurrency: c.concurrency, Duration: set.serving.duration, KeepText: set.serving.outputText,
 		OnResult: func(*load.Result) { bar.add(1) },

@@ -20,6 +20,7 @@ import (
 type target struct {
 	client  *load.Client
 	own     bool    // started here
+	onCard  bool    // started here, on this machine's card
 	process *server // nil if it is not ours to end
 	vocab   int
 	context int // 0: the server does not tell
@@ -256,7 +257,8 @@ func (t *target) config() []keyText {
 		r := gjson.ParseBytes(info)
 		lines[2].text, lines[3].text, lines[4].text = r.Get("dtype").String(), r.Get("kv_cache_dtype").String(), r.Get("load_format").String()
 		lines[5].text = r.Get("device_name").String()
-		if lines = append(lines, keyText{"server-version", r.Get("version").String()}); t.own && r.Get("backend").String() == "cuda" {
+		t.onCard = t.own && r.Get("backend").String() == "cuda"
+		if lines = append(lines, keyText{"server-version", r.Get("version").String()}); t.onCard {
 			lines[6].text = driverVersion()
 		}
 	}

@@ -1,0 +1,74 @@
+package benchmarks
+
+import (
+	"fmt"
+	"strings"
+	"testing"
+
+	"github.com/tokamak-engine/tokamak/engine"
+	"github.com/tokamak-engine/tokamak/profiling"
+	"github.com/tokamak-engine/tokamak/profiling/report"
+)
+
+// kernelMetrics are the units of rows that a profiled pass adds.
+var kernelMetrics = []metric{
+	{"us", "lower", "one call of the operation: the time that its kernels add to the step"},
+	{"step-us", "lower", "the operation's calls of one step"},
+	{"calls", "", "of the operation in one step"},
+	{"GB/s", "higher", "device memory that the operation must move, over its time"},
+	{"TFLOP/s", "higher", "arithmetic that the operation must do, over its time"},
+	{"pct-of-ceiling", "higher", "of the read bandwidth measured on this card when the engine was opened"},
+	{"kernels-us", "lower", "one step from its first kernel's start to its last one's end"},
+	{"gpu-idle-pct", "lower", "of the time from the first launch to the last token: no kernel ran"},
+	{"host-idle-pct", "lower", "of the same time: no kernel ran, and the host was not waiting for one"},
+}
+
+// reportKernels prints what a capture's kernels came to: a table on stderr, and under row a row for each operation. There are none where
+// the engine runs on no GPU.
+func reportKernels(b *testing.B, e *engine.Engine, row string, c *profiling.Capture) {
+	kernels := c.Kernels()
+	if len(kernels) == 0 {
+		return
+	}
+	r := report.New(kernels, report.Ceilings{BytesPerSecond: e.Info().ReadBandwidth})
+	var text strings.Builder
+	if err := r.Text(&text); err != nil {
+		b.Fatal(err)
+	}
+	idle := report.NewIdle(c.Steps(), kernels)
+	term.note("%s\n%sGPU idle %.1f %% of the time, the host's part %.1f %%", row, text.String(), 100*idle.Share(), 100*idle.HostShare())
+	steps := float64(r.Steps)
+	leaf(b, row+"/kernel=all", func(b *testing.B) {
+		for b.Loop() {
+		}
+		table.report(b, []figure{{"kernels-us", r.Span.Seconds() * 1e6 / steps}, {"gpu-idle-pct", 100 * idle.Share()}, {"host-idle-pct", 100 * idle.HostShare()}})
+	})
+	for _, op := range r.Rows {
+		leaf(b, fmt.Sprintf("%s/kernel=%s", row, rowSafe(op.Name)), func(b *testing.B) {
+			for b.Loop() {
+			}
+			us := op.Time.Seconds() * 1e6
+			figures := []figure{{"us", us / float64(op.Calls)}, {"step-us", us / steps}, {"calls", float64(op.Calls) / steps}}
+			for _, f := range []struct {
+				unit  string
+				value *float64
+				scale float64
+			}{{"GB/s", op.GBs(), 1}, {"TFLOP/s", op.TFLOPs(), 1}, {"pct-of-ceiling", op.OfCeiling(r.Ceilings), 100}} {
+				if f.value != nil {
+					figures = append(figures, figure{f.unit, *f.value * f.scale})
+				}
+			}
+			table.report(b, figures)
+		})
+	}
+}
+
+// rowSafe makes a library's kernel name a part of a row's name.
+func rowSafe(name string) string {
+	return strings.Map(func(r rune) rune {
+		if r > ' ' && r != '/' && r != '=' && r < 0x7f {
+			return r
+		}
+		return '_'
+	}, name)
+}

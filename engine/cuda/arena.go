@@ -90,10 +90,10 @@ func weightArena(c *model.Config, s shape, b *buffers, layers []layerWeights) (*
 func (s shape) countBytes() int64 { return 2 * int64(s.MaxRows) * int64(pad(s.Vocab, 2)) }
 
 // logitRows is the number of rows for which there is room for logits.
-func (s shape) logitRows() int { return max(pad(s.MaxRows, 16), 256) }
+func (s shape) logitRows() int { return pad(s.MaxRows, deterministicRows) }
 
 // tokenRows is the number of rows of the activations: a step's tokens, padded.
-func (s shape) tokenRows() int { return pad(s.MaxTokens, tokenPad) }
+func (s shape) tokenRows() int { return pad(s.MaxTokens, deterministicRows) }
 
 // workArena gives activations, state and scratch their places; KV pages have their own.
 func workArena(d device, s shape, b *buffers) *arena {

@@ -20,6 +20,9 @@ const (
 // attnSplits is the most pieces that one sequence's cache is cut into at a number of rows: enough to fill the device twice over
 // would be too many partial results, one wave is just right.
 func attnSplits(d device, s shape, rows int) int {
+	if s.Deterministic {
+		return 4 // whatever the rows
+	}
 	return max(1, min(attnMaxSplits, attnDecodeCTAs*d.SMs/(rows*s.KVHeads)))
 }
 

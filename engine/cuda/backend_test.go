@@ -272,6 +272,48 @@ func TestLargeBatches(t *testing.T) {
 	}
 }
 
+// TestDeterministic holds that a sequence's bits do not depend on the company it keeps: alone, and among 20 others of all lengths
+// that join and leave.
+func TestDeterministic(t *testing.T) {
+	needGPU(t)
+	cfg := backendtest.Models()["qwen3"]
+	b := openTest(t, cfg, weights.NewDummy(cfg), backend.Options{MaxRows: 24, MaxTokens: 1024, MaxContext: 256, NumPages: 256, Deterministic: true}, settings{})
+	const steps = 24
+	sampling := backend.Sampling{Temperature: 0.7, TopP: 0.95, RepetitionPenalty: 1, Seed: 3, LogProbs: true}
+	prompt := randomPrompt(77, 45, cfg.VocabSize)
+	wantIDs, want := tokensAndLogProbs(play(t, b, 0, prompt, 256, steps, sampling, false))
+
+	var rows []backend.RowResult
+	var out backend.Result
+	for s := range steps {
+		var batch backend.Batch
+		for slot := range 21 {
+			p, first := prompt, 0
+			if slot != 10 {
+				p, first = randomPrompt(uint64(slot), 1+3*slot, cfg.VocabSize), slot%5
+			}
+			if s < first || slot != 10 && s > first+2*slot { // has not joined yet, or has left
+				continue
+			}
+			r := backend.Row{Slot: slot, Position: len(p) + s - first - 1, Pages: []int32{int32(4 * slot), int32(4*slot + 1), int32(4*slot + 2)}, Sample: true}
+			if s == first {
+				r.Start, r.Tokens, r.Position = &backend.Start{Sampling: sampling}, p, 0
+			}
+			if slot == 10 {
+				rows = append(rows, backend.RowResult{Token: int32(len(batch.Rows))})
+			}
+			batch.Rows = append(batch.Rows, r)
+		}
+		id, err := b.Launch(&batch)
+		require.NoError(t, err)
+		require.NoError(t, b.Wait(id, &out))
+		rows[s] = out.Rows[rows[s].Token]
+	}
+	gotIDs, got := tokensAndLogProbs(rows)
+	assert.Equal(t, wantIDs, gotIDs)
+	assert.Equal(t, want, got)
+}
+
 func TestErrors(t *testing.T) {
 	cfg := backendtest.Models()["llama"]
 	for name, c := range map[string]struct {

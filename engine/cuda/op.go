@@ -64,6 +64,7 @@ type shape struct {
 	Page, MaxPages        int // tokens of a page; pages of one sequence
 	MaxRows, MaxTokens    int
 	MaxContext, NumPages  int
+	Deterministic         bool // a row's results do not depend on its batch mates
 	TiedHead              bool
 }
 

@@ -162,6 +162,7 @@ func openWith(cfg *model.Config, w *weights.Store, o backend.Options, set settin
 func (b *Backend) open(cfg *model.Config, w *weights.Store, o backend.Options, set settings) (err error) {
 	began := time.Now()
 	s := newShape(cfg)
+	s.Deterministic = o.Deterministic
 	s.Page, s.MaxContext, s.MaxPages = o.PageSize, o.MaxContext, (o.MaxContext+o.PageSize-1)/o.PageSize
 	s.MaxRows, s.MaxTokens = bucketFor(o.MaxRows), pad(max(o.MaxTokens, bucketFor(o.MaxRows)), tokenPad)
 	layers := make([]layerWeights, cfg.NumLayers)

@@ -116,8 +116,9 @@ func (p *planner) layer(st stepShape, i int, l layerWeights) []node {
 	d, s, b := p.device, p.shape, p.buffers
 	var nodes []node
 	kernel := func(o op) { nodes = append(nodes, node{op: &o}) }
-	product := func(g driver.GEMM) { nodes = append(nodes, node{gemm: &g}) }
-	if st.tokens <= gemvRows {
+	product := func(g driver.GEMM) { nodes = append(nodes, p.products(g)...) }
+	small := st.tokens <= gemvRows && !s.Deterministic
+	if small {
 		kernel(gemvQKVOp(d, s, b, l, st.tokens))
 	} else {
 		kernel(rmsnormOp(d, s, b, l.Norm1, st.tokens))
@@ -130,7 +131,7 @@ func (p *planner) layer(st stepShape, i int, l layerWeights) []node {
 		kernel(ropeKVOp(d, s, b, l, i, st.decode, st.tokens))
 		kernel(attnPrefillOp(d, s, b, i, st.decode, st.rows, st.longest))
 	}
-	if st.tokens <= gemvRows {
+	if small {
 		kernel(gemvOOp(d, s, b, l, st.tokens))
 		kernel(gemvGateUpOp(d, s, b, l, st.tokens))
 		kernel(gemvDownOp(d, s, b, l, st.tokens))
@@ -150,11 +151,12 @@ func (p *planner) head(st stepShape, h hooks) []node {
 	kernel := func(o op) { nodes = append(nodes, node{op: &o}) }
 	switch {
 	case st.samples == 0:
-	case st.samples <= gemvRows:
+	case st.samples <= gemvRows && !s.Deterministic:
 		kernel(gemvHeadOp(d, s, b, st.samples, st.full))
 	default:
 		kernel(gatherNormOp(d, s, b, st.samples))
-		nodes = append(nodes, node{gemm: &driver.GEMM{M: st.samples, N: s.Vocab, K: s.Hidden, W: b.Head, X: b.XS, Y: b.Logits, F32: true}})
+		nodes = append(nodes, p.products(driver.GEMM{M: st.samples, N: s.Vocab, K: s.Hidden, W: b.Head, X: b.XS, Y: b.Logits, F32: true})...)
+		st.full = true
 	}
 	if h.beforeSampling != nil {
 		nodes = append(nodes, node{hook: h.beforeSampling})
@@ -176,11 +178,30 @@ func (p *planner) targets(first, n int) []node {
 	d, s, b := p.device, p.shape, p.buffers
 	norm, logprob := normRowsOp(d, s, b, first, n), targetLogprobOp(d, s, b, first, n)
 	norm.PDL, logprob.PDL = false, false
-	return []node{
-		{op: &norm},
-		{gemm: &driver.GEMM{M: pad(n, tokenPad), N: s.Vocab, K: s.Hidden, W: b.Head, X: b.XS, Y: b.Logits, F32: true}},
-		{op: &logprob},
+	nodes := append([]node{{op: &norm}}, p.products(driver.GEMM{M: pad(n, tokenPad), N: s.Vocab, K: s.Hidden, W: b.Head, X: b.XS, Y: b.Logits, F32: true})...)
+	return append(nodes, node{op: &logprob})
+}
+
+// deterministicRows is the one number of rows that every product has in deterministic mode: then an output depends on nothing but
+// its own row, bit for bit. 256 is cheap for a single row (1.3 times the step's floor, H100) and within a third of the best for prompts.
+const deterministicRows = 256
+
+// products is g, or in deterministic mode g in pieces of deterministicRows. The rows past g.M have room and no meaning.
+func (p *planner) products(g driver.GEMM) []node {
+	if !p.shape.Deterministic {
+		return []node{{gemm: &g}}
 	}
+	out := ptr(bf16Bytes)
+	if g.F32 {
+		out = 4
+	}
+	var nodes []node
+	for at := 0; at < g.M; at += deterministicRows {
+		piece := g
+		piece.M, piece.X, piece.Y = deterministicRows, g.X+ptr(at*g.K*bf16Bytes), g.Y+ptr(at*g.N)*out
+		nodes = append(nodes, node{gemm: &piece})
+	}
+	return nodes
 }
 
 // units lists every compilation that any step may need.

@@ -48,7 +48,7 @@ static int ltCreate(void **handle) { return lt.create(handle); }
 static size_t ltVersion(void) { return lt.version(); }
 static const char *ltStatus(int s) { return lt.status(s); }
 
-typedef struct { void *desc, *w, *x, *y; ltHeuristic algo[16]; int algos, chosen; float beta; } gemm;
+typedef struct { void *desc, *w, *x, *y; ltHeuristic choice; float beta; } gemm;
 
 static void gemmFree(gemm *g) {
 	if (g->desc) lt.descDestroy(g->desc);
@@ -62,7 +62,7 @@ static void gemmFree(gemm *g) {
 static int gemmNew(void *handle, gemm **out, int m, int n, int k, int f32out, uintptr_t bias, int accumulate, size_t workspace) {
 	gemm *g = calloc(1, sizeof *g);
 	void *pref = NULL;
-	int op = OP_T, epilogue = EPILOGUE_BIAS, type = f32out ? TYPE_32F : TYPE_16BF;
+	int op = OP_T, epilogue = EPILOGUE_BIAS, type = f32out ? TYPE_32F : TYPE_16BF, found = 0;
 	int s = lt.descCreate(&g->desc, COMPUTE_32F, TYPE_32F);
 	if (!s) s = lt.descSet(g->desc, DESC_TRANSA, &op, sizeof op);
 	if (!s && bias) s = lt.descSet(g->desc, DESC_EPILOGUE, &epilogue, sizeof epilogue);
@@ -72,21 +72,20 @@ static int gemmNew(void *handle, gemm **out, int m, int n, int k, int f32out, ui
 	if (!s) s = lt.layoutCreate(&g->y, type, n, m, n);
 	if (!s) s = lt.prefCreate(&pref);
 	if (!s) s = lt.prefSet(pref, PREF_MAX_WORKSPACE, &workspace, sizeof workspace);
-	if (!s) s = lt.heuristic(handle, g->desc, g->w, g->x, g->y, g->y, pref, 16, g->algo, &g->algos);
+	if (!s) s = lt.heuristic(handle, g->desc, g->w, g->x, g->y, g->y, pref, 1, &g->choice, &found);
 	if (pref) lt.prefDestroy(pref);
-	if (!s && g->algos == 0) s = 15; // NOT_SUPPORTED
+	if (!s && found == 0) s = 15; // NOT_SUPPORTED
 	if (s) { gemmFree(g); return s; }
 	g->beta = accumulate ? 1.f : 0.f;
 	*out = g;
 	return 0;
 }
-static int gemmRun(void *handle, gemm *g, int algo, uintptr_t w, uintptr_t x, uintptr_t y, uintptr_t workspace, size_t bytes, void *stream) {
+static int gemmRun(void *handle, gemm *g, uintptr_t w, uintptr_t x, uintptr_t y, uintptr_t workspace, size_t bytes, void *stream) {
 	float alpha = 1.f;
 	return lt.matmul(handle, g->desc, &alpha, (void *)w, g->w, (void *)x, g->x, &g->beta, (void *)y, g->y, (void *)y, g->y,
-		&g->algo[algo].algo, (void *)workspace, bytes, stream);
+		&g->choice.algo, (void *)workspace, bytes, stream);
 }
 static int gemmSetBias(gemm *g, uintptr_t bias) { return lt.descSet(g->desc, DESC_BIAS_POINTER, &bias, sizeof bias); }
-static int gemmAlgos(gemm *g) { return g->algos; }
 */
 import "C"
 
@@ -126,7 +125,6 @@ type gemmKey struct {
 
 type gemmPlan struct {
 	g    *C.gemm
-	algo int
 	bias Ptr
 }
 
@@ -182,73 +180,15 @@ func (b *BlasLt) Run(p GEMM, s Stream) error {
 	if err != nil {
 		return err
 	}
-	return b.run(plan, p, plan.algo, s)
-}
-
-func (b *BlasLt) run(plan *gemmPlan, p GEMM, algo int, s Stream) error {
 	if p.Bias != 0 && p.Bias != plan.bias {
 		if status := C.gemmSetBias(plan.g, C.uintptr_t(p.Bias)); status != 0 {
 			return ltCheck("cublasLtMatmulDescSetAttribute", status)
 		}
 		plan.bias = p.Bias
 	}
-	status := C.gemmRun(b.handle, plan.g, C.int(algo), C.uintptr_t(p.W), C.uintptr_t(p.X), C.uintptr_t(p.Y), C.uintptr_t(b.workspace), C.size_t(b.workspaceBytes), s.raw())
+	status := C.gemmRun(b.handle, plan.g, C.uintptr_t(p.W), C.uintptr_t(p.X), C.uintptr_t(p.Y), C.uintptr_t(b.workspace), C.size_t(b.workspaceBytes), s.raw())
 	if status != 0 {
 		return ltCheck(fmt.Sprintf("cublasLtMatmul M=%d N=%d K=%d", p.M, p.N, p.K), status)
-	}
-	return nil
-}
-
-// Tune times the heuristics' best candidates on p's own buffers, with W taken from each of weights in turn so that it does not
-// stay in the cache, and keeps the fastest for p's shape. Y is overwritten.
-func (b *BlasLt) Tune(p GEMM, weights []Ptr, s Stream) error {
-	plan, err := b.plan(p)
-	if err != nil || len(weights) == 0 {
-		return err
-	}
-	begin, err := NewEvent()
-	if err != nil {
-		return err
-	}
-	defer begin.Destroy()
-	end, err := NewEvent()
-	if err != nil {
-		return err
-	}
-	defer end.Destroy()
-	best := 0.0
-	for algo := range min(8, int(C.gemmAlgos(plan.g))) {
-		measure := func(runs int) error {
-			for i := range runs {
-				p.W = weights[i%len(weights)]
-				if err := b.run(plan, p, algo, s); err != nil {
-					return err
-				}
-			}
-			return nil
-		}
-		if measure(1) != nil { // a candidate may refuse to run here: it is no candidate then
-			continue
-		}
-		if err := begin.Record(s); err != nil {
-			return err
-		}
-		if err := measure(max(3, min(len(weights), 8))); err != nil {
-			return err
-		}
-		if err := end.Record(s); err != nil {
-			return err
-		}
-		if err := end.Synchronize(); err != nil {
-			return err
-		}
-		ms, err := begin.Milliseconds(end)
-		if err != nil {
-			return err
-		}
-		if best == 0 || ms < best {
-			best, plan.algo = ms, algo
-		}
 	}
 	return nil
 }

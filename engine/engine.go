@@ -15,14 +15,15 @@ import (
 
 // Engine runs one model. All its methods may be called by many goroutines at once.
 type Engine struct {
-	options   Options
-	config    *model.Config
-	info      backend.Info
-	tokenizer *tokenizer.Tokenizer // nil if it was skipped
-	eos       []int32
-	limit     int // tokens of prompt and output
-	weights   *weights.Store
-	loop      *loop
+	options    Options
+	config     *model.Config
+	info       backend.Info
+	tokenizer  *tokenizer.Tokenizer // nil if it was skipped
+	eos        []int32
+	vocabulary vocabulary // for constrained output
+	limit      int        // tokens of prompt and output
+	weights    *weights.Store
+	loop       *loop
 
 	requests atomic.Uint64 // made so far: numbers, seeds and ids come from it
 	closing  sync.Once

@@ -32,6 +32,7 @@ type loop struct {
 	calls   []message            // wait until nothing is in flight
 	stalled bool                 // nothing can be launched before a message comes
 	failure error
+	helpers helpers
 	meter   meter
 	now     func() time.Time
 }
@@ -70,6 +71,7 @@ func (l *loop) run(start func() error) {
 }
 
 func (l *loop) shutdown() {
+	l.helpers.stop()
 	for s := range l.streams {
 		l.end(s, FinishAbort, ErrClosed)
 	}
@@ -83,6 +85,9 @@ func (l *loop) shutdown() {
 // turn is one round of the loop. It returns false once the engine closes.
 func (l *loop) turn() bool {
 	if !l.receive(l.stalled) {
+		return false
+	}
+	if l.helpers.open > 0 && l.flying > 0 && !l.waitForMasks() {
 		return false
 	}
 	for l.flying < l.depth && l.launch() {
@@ -117,6 +122,8 @@ func (l *loop) handle(m message) {
 			l.sched.Cancel(&m.stream.req)
 			l.end(m.stream, m.finish(), m.err)
 		}
+	case maskReady, constraintDone:
+		l.maskAnswer(m)
 	case callLoop:
 		if len(l.streams) > 0 {
 			m.reply <- ErrBusy
@@ -135,6 +142,10 @@ func (l *loop) add(s *stream) {
 		l.end(s, FinishAbort, ErrQueueFull)
 	default:
 		l.sched.Add(&s.req)
+		if s.constraint != nil {
+			l.helpers.start(l, l.device.Info().MaxRows)
+			l.sched.SetMask(&s.req, s.constraint.mask)
+		}
 		s.enter("waiting")
 	}
 }
@@ -237,6 +248,10 @@ func (l *loop) deliver(o *scheduler.Outcome, at time.Time) {
 	switch o.Finish {
 	case scheduler.Running:
 		s.deliver(o, at)
+		if s.constraint != nil && o.Sampled {
+			l.helpers.open++
+			l.helpers.jobs <- maskJob{s, o.Result.Token}
+		}
 	case scheduler.Length:
 		l.endWith(s, o, FinishLength, nil, at)
 	case scheduler.Stop:
@@ -297,6 +312,8 @@ const (
 	addRequest messageKind = iota
 	cancelRequest
 	callLoop
+	maskReady      // the stream's constraint has a mask
+	constraintDone // it is complete
 )
 
 func (m *message) finish() FinishReason {

@@ -18,6 +18,8 @@ type stream struct {
 	number  uint64
 	arrived time.Time
 	req     scheduler.Request
+	// constraint belongs to a helper while a token of the request is followed; nil if there is none.
+	constraint *constraint
 	// each wakes the reader for each token; else only for the end.
 	each bool
 	wake chan struct{}
@@ -33,12 +35,19 @@ type feed struct {
 	at             []time.Time    // of each token
 	logProbs       []TokenLogProb // of each token, if asked for
 	promptLogProbs []float32      // of prompt tokens 1, 2, ...
-	scheduled      time.Time      // first admission
-	cached         int            // prompt tokens found in the prefix cache
-	ended          bool           // nothing more will come
-	finish         FinishReason   // if ended
-	err            error          // if ended
-	finished       time.Time      // if ended
+	standing
+}
+
+// standing is what stays known of a request once it is.
+type standing struct {
+	scheduled time.Time // first admission
+	cached    int       // prompt tokens found in the prefix cache
+	ended     bool      // nothing more will come
+	// If ended:
+	finish    FinishReason
+	stopToken bool // the last token is what ended it
+	err       error
+	finished  time.Time
 }
 
 // admitted notes the first time that the request got a slot.
@@ -103,6 +112,7 @@ func (s *stream) end(o *scheduler.Outcome, finish FinishReason, err error, at ti
 		s.append(o, at)
 	}
 	s.in.ended, s.in.finish, s.in.err, s.in.finished = true, finish, err, at
+	s.in.stopToken = o != nil && o.Finish == scheduler.Stop
 	s.mu.Unlock()
 	s.notify()
 }
@@ -120,10 +130,10 @@ func (s *stream) take(ctx context.Context, f *feed, wait bool) error {
 	for {
 		s.mu.Lock()
 		if !wait || s.in.ended || s.each && len(s.in.tokens) > 0 {
-			scheduled, cached := s.in.scheduled, s.in.cached
-			*f, s.in = s.in, feed{tokens: f.tokens[:0], at: f.at[:0], logProbs: f.logProbs[:0], promptLogProbs: f.promptLogProbs[:0]}
-			s.in.scheduled, s.in.cached = scheduled, cached
-			s.in.ended, s.in.finish, s.in.err, s.in.finished = f.ended, f.finish, f.err, f.finished
+			*f, s.in = s.in, feed{
+				tokens: f.tokens[:0], at: f.at[:0], logProbs: f.logProbs[:0], promptLogProbs: f.promptLogProbs[:0],
+				standing: s.in.standing,
+			}
 			s.mu.Unlock()
 			return nil
 		}
@@ -206,7 +216,7 @@ func (rd *reader) read(yield func(Event, error) bool) bool {
 	a.note(f)
 	for i := range f.tokens {
 		last := f.ended && i == len(f.tokens)-1
-		ev, matched := a.add(f, i, last && f.finish == FinishStop)
+		ev, matched := a.add(f, i, last && f.stopToken)
 		switch {
 		case matched: // tokens after this one, here or to come, are nobody's
 			rd.left = nil

@@ -34,6 +34,10 @@ func (e *Engine) submit(ctx context.Context, r *Request, each bool) (*stream, er
 	}
 	s.req = e.schedulerRequest(r, prompt, s.number)
 	s.req.Owner = s
+	if s.constraint, err = e.newConstraint(r, s.req.MinMask); err != nil {
+		return nil, err
+	}
+	s.req.Constrained = s.constraint != nil
 	if s.id == "" {
 		s.id = fmt.Sprintf("request-%d", s.number)
 	}

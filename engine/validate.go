@@ -48,10 +48,6 @@ func (e *Engine) check(r *Request) error {
 		return bad("top_k", "%d: want at least 1, or 0 for all", p.TopK)
 	case p.JSONSchema != "" && p.Regex != "":
 		return bad("regex", "is set beside json_schema: want one of them")
-	case p.JSONSchema != "":
-		return bad("json_schema", "constrained output is not in this build")
-	case p.Regex != "":
-		return bad("regex", "constrained output is not in this build")
 	}
 	for _, stop := range p.Stop {
 		if stop == "" || len(stop) > maxStopStringBytes || !utf8.ValidString(stop) {

@@ -32,7 +32,7 @@ type Grammar struct {
 const keptGrammars = 16
 
 // warmTime bounds the work on masks ahead of their use.
-const warmTime = 50 * time.Millisecond
+const warmTime = 100 * time.Millisecond
 
 // Compile compiles spec for v, or returns what it compiled for an equal spec before. It takes milliseconds, as it works out the
 // costly part of the masks, so call it where a request is taken in, not where steps are launched. A spec that cannot be used

@@ -391,11 +391,13 @@ func TestConcurrentMatchers(t *testing.T) {
 			m, mask := g.NewMatcher(), make([]uint32, g.vocab.MaskWords())
 			var out []byte
 			for step := 0; !m.Ended() && m.Mask(mask); step++ {
-				id := allowed(mask)[0]
-				if ids := allowed(mask); step < 30 {
-					id = ids[rng.Intn(len(ids))]
-				} else if id = closer(g.vocab, ids, rng); m.Done() {
+				ids := allowed(mask)
+				id := ids[rng.Intn(len(ids))]
+				switch {
+				case step >= 30 && m.Done():
 					id = g.vocab.eos[0]
+				case step >= 30:
+					id = closer(g.vocab, ids, rng)
 				}
 				if m.Accept(id) != nil {
 					break

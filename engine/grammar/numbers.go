@@ -57,7 +57,6 @@ type bounds struct {
 	min, max         *big.Rat
 	minOpen, maxOpen bool // the bound itself is not allowed
 	integer          bool
-	minText, maxText string
 	where            string
 }
 

@@ -4,7 +4,6 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"sort"
 	"strings"
 	"sync"
 	"time"
@@ -264,9 +263,7 @@ func (m *Message) value(parts bool) (jinja.Value, error) {
 	if m.ToolCallID != "" {
 		d.Set("tool_call_id", jinja.NewString(m.ToolCallID))
 	}
-	names := sortedKeys(m.Extra)
-	sort.Strings(names)
-	for _, name := range names {
+	for _, name := range sortedKeys(m.Extra) {
 		extra, err := goValue(m.Extra[name])
 		if err != nil {
 			return v, err

@@ -268,25 +268,21 @@ func contraction(s string, i int, fold bool) int {
 		}
 		return c
 	}
-	switch c := lower(i + 1); c {
+	second := byte('e')
+	switch lower(i + 1) {
 	case 's', 't', 'm', 'd':
 		return i + 2
-	case 'r', 'v', 'l':
-		if want := map2nd(c); i+2 < len(s) && lower(i+2) == want {
+	case 'l':
+		second = 'l'
+		fallthrough
+	case 'r', 'v':
+		if i+2 < len(s) && lower(i+2) == second {
 			return i + 3
 		}
-	case 0xC5:
+	case 0xC5: // U+017F is C5 BF
 		if fold && i+2 < len(s) && s[i+2] == 0xBF {
 			return i + 3
 		}
 	}
 	return i
-}
-
-// map2nd is the second letter of a contraction that begins with c.
-func map2nd(c byte) byte {
-	if c == 'l' {
-		return 'l'
-	}
-	return 'e'
 }

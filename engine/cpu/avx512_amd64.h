@@ -68,6 +68,17 @@
 	VPERMPS Z24, Z25, LO \
 	VPERMPS Z24, Z26, HI
 
+// ROW_Q4_1 multiplies the unit at P with x in Z4 and Z5; its scale and minimum are at AT(SP).
+#define ROW_Q4_1(P, AT, SUM) \
+	VPMOVZXBD 4(P), Z25 \
+	VMULPS.BCST AT(SP), Z28, Z24 \
+	VADDPS.BCST (AT+4)(SP), Z24, Z24 \
+	VPSRLD $4, Z25, Z26 \
+	VPERMPS Z24, Z25, Z6 \
+	VPERMPS Z24, Z26, Z7 \
+	VFMADD231PS Z6, Z4, SUM \
+	VFMADD231PS Z7, Z5, SUM
+
 // DECODE writes the row of units at SI as float32 to DI.
 #define DECODE(UNIT, BYTES) \
 	MOVQ dst+0(FP), DI \

@@ -165,9 +165,49 @@ TEXT ·decodeQ4_1AVX512(SB), NOSPLIT, $0-24
 	VMOVUPS ·nibbles(SB), Z28
 	DECODE(UNIT_Q4_1, 20)
 
-TEXT ·vecmatQ4_1AVX512(SB), NOSPLIT, $0-56
+// The scales and minima of the four rows' blocks are converted together and broadcast from the stack: broadcasting them in
+// registers, as UNIT_Q4_1 does, made the shuffle units the limit (29.6 GFLOP/s from cache on an EPYC of family 25 model 17).
+TEXT ·vecmatQ4_1AVX512(SB), NOSPLIT, $32-56
+	MOVQ y+0(FP), DI
+	MOVQ x+8(FP), SI
+	MOVQ w0+16(FP), R8
+	MOVQ w1+24(FP), R9
+	MOVQ w2+32(FP), R10
+	MOVQ w3+40(FP), R11
+	MOVQ units+48(FP), CX
 	VMOVUPS ·nibbles(SB), Z28
-	VECMAT(UNIT_Q4_1, 20)
+	LEAQ (R11)(R11*2), R12
+	SUBQ R8, R12
+	SUBQ R10, R12
+	CLEAR4(Z0, Z1, Z2, Z3)
+
+vecmatQ4_1Loop:
+	VMOVD (R8), X24
+	VPINSRD $1, (R9), X24, X24
+	VPINSRD $2, (R10), X24, X24
+	VPINSRD $3, (R11), X24, X24
+	VCVTPH2PS X24, Y24
+	VMOVUPS Y24, (SP)
+	PREFETCHT0 (R12)
+	PREFETCHT0 64(R12)
+	VMOVUPS (SI), Z4
+	VMOVUPS 64(SI), Z5
+	ROW_Q4_1(R8, 0, Z0)
+	ROW_Q4_1(R9, 8, Z1)
+	ROW_Q4_1(R10, 16, Z2)
+	ROW_Q4_1(R11, 24, Z3)
+	ADDQ $128, SI
+	ADDQ $80, R12
+	ADDQ $20, R8
+	ADDQ $20, R9
+	ADDQ $20, R10
+	ADDQ $20, R11
+	DECQ CX
+	JNZ  vecmatQ4_1Loop
+	SUM4(Z0, Y0, X0, Z1, Y1, X1, Z2, Y2, Z3, Y3)
+	VMOVUPS X0, (DI)
+	VZEROUPPER
+	RET
 
 // func accumulate4AVX512(out, p, v *float32, ldp, n, dim int)
 // Four rows of weights; 64 (then 16) columns of the four sums stay in registers over all n rows of v.

@@ -38,8 +38,23 @@ func openReal(tb testing.TB, o backend.Options) *Backend {
 	return b
 }
 
-// TestRealModelMatchesGoldens: 96 greedy tokens, and the first logits within 1e-3.
+// TestRealModelMatchesGoldens: 96 greedy tokens, and the first logits within 1e-3, on each level with vector instructions (the
+// portable one takes long, and is tested so under the tag purego).
 func TestRealModelMatchesGoldens(t *testing.T) {
+	for i, ks := range levels {
+		if ks == &portable && i > 0 {
+			continue
+		}
+		t.Run("level="+ks.name, func(t *testing.T) {
+			if i > 0 {
+				defer disableLevel(levels[i-1].name)()
+			}
+			checkRealModel(t)
+		})
+	}
+}
+
+func checkRealModel(t *testing.T) {
 	b := openReal(t, backend.Options{MaxContext: 256, MaxRows: 3})
 	cases, err := goldens.SmolLM2()
 	require.NoError(t, err)

@@ -7,7 +7,6 @@ import (
 	"path/filepath"
 	"regexp"
 	"slices"
-	"strings"
 	"sync"
 	"time"
 
@@ -52,6 +51,13 @@ type Source interface {
 	Stop() (Recording, error)
 }
 
+// LoopSource is a Source that starts and stops on the engine's thread, which has the device's context: right before a step that may be
+// captured is launched, and right after the last one was awaited.
+type LoopSource interface {
+	Source
+	OnLoop()
+}
+
 var (
 	// ErrRunning is returned by Start while a capture runs.
 	ErrRunning = errors.New("a capture is running: stop it first")
@@ -77,6 +83,10 @@ type Capture struct {
 	kept      kept
 	ops       map[uint64]stepOps // by step
 	launching uint64             // step whose launch is under way
+	onLoop    []Source           // sources of the loop's that wait for their start
+	taken     []Recording        // of the loop's sources, at the capture's end
+	sourceErr error              // of the loop's sources
+	started   []Source           // all that must be stopped
 	bytes     int
 	ended     bool
 	cut       string // why it ended early; "" if it did not
@@ -166,14 +176,19 @@ func Start(o Options) (*Capture, error) {
 	if running.capture != nil {
 		return nil, ErrRunning
 	}
-	for i, s := range o.Sources {
+	for _, s := range o.Sources {
+		if _, ok := s.(LoopSource); ok {
+			c.onLoop = append(c.onLoop, s)
+			continue
+		}
 		if err := s.Start(); err != nil {
-			for _, started := range o.Sources[:i] {
+			for _, started := range c.started {
 				_, stopErr := started.Stop()
 				err = errors.Join(err, stopErr)
 			}
 			return nil, err
 		}
+		c.started = append(c.started, s)
 	}
 	running.capture = c
 	if o.Stacks && trace.Stacks.CompareAndSwap(false, true) {
@@ -270,10 +285,40 @@ func (c *Capture) Begin(name string, category trace.Category, arg uint64) uint64
 	if category == trace.Backend && name == "launch" {
 		c.mu.Lock()
 		c.launching = arg & stepMask
+		c.startOnLoop()
 		c.mu.Unlock()
 	}
 	// The token holds the time since the capture began, up to five hours, and the step, whose number may wrap: two are in flight.
 	return uint64(time.Since(c.begun).Nanoseconds())<<stepBits | arg&stepMask
+}
+
+// startOnLoop starts the loop's sources before the first launch that may be kept: up to two steps are in flight and not counted yet.
+func (c *Capture) startOnLoop() {
+	if c.ended || c.steps+2 < c.o.StartStep {
+		return
+	}
+	for _, s := range c.onLoop {
+		if err := s.Start(); err != nil {
+			c.sourceErr = errors.Join(c.sourceErr, err)
+			continue
+		}
+		c.started = append(c.started, s)
+	}
+	c.onLoop = nil
+}
+
+// stopOnLoop stops them: Step calls it, on the same thread.
+func (c *Capture) stopOnLoop() {
+	var left []Source
+	for _, s := range c.started {
+		if _, ok := s.(LoopSource); !ok {
+			left = append(left, s)
+			continue
+		}
+		r, err := s.Stop()
+		c.taken, c.sourceErr = append(c.taken, r), errors.Join(c.sourceErr, err)
+	}
+	c.started = left
 }
 
 // End implements trace.Sink.
@@ -366,6 +411,7 @@ func (c *Capture) Step(s trace.Step) {
 		delete(c.ops, id)
 	}
 	if !slices.ContainsFunc(c.stages, func(st *stage) bool { return len(st.steps) < c.o.NumSteps }) {
+		c.stopOnLoop()
 		c.endLocked("")
 	}
 }
@@ -398,62 +444,4 @@ func (c *Capture) endLocked(why string) {
 		running.Unlock()
 		close(c.done)
 	}()
-}
-
-// write asks the sources for what they recorded and writes a file for each stage, under a temporary name first. A file that could not
-// be written whole is removed.
-func (c *Capture) write() (files []string, err error) {
-	var recordings []Recording
-	for _, s := range c.o.Sources {
-		r, stopErr := s.Stop()
-		err = errors.Join(err, stopErr)
-		recordings = append(recordings, r)
-	}
-	for _, st := range c.stages {
-		c.kernels = append(c.kernels, join(st.steps, c.ops, recordings)...)
-	}
-	for i, path := range c.Paths() {
-		if len(c.stages[i].steps) == 0 {
-			err = errors.Join(err, fmt.Errorf("no step was captured%s: nothing to write for %s", because(c.cut), filepath.Base(path)))
-			continue
-		}
-		if writeErr := whole(path, func(f *os.File) error { return c.writeFile(f, c.stages[i], recordings) }); writeErr != nil {
-			err = errors.Join(err, writeErr)
-			continue
-		}
-		files = append(files, path)
-	}
-	if slices.ContainsFunc(c.kernels, func(k Kernel) bool { return len(k.Stack) > 0 }) {
-		path := c.stem() + ".gpu.pb.gz"
-		if writeErr := whole(path, func(f *os.File) error { return WritePprof(f, c.kernels) }); writeErr != nil {
-			err = errors.Join(err, writeErr)
-		} else {
-			files = append(files, path)
-		}
-	}
-	return files, err
-}
-
-// whole writes a file under a temporary name first; one that could not be written whole is removed.
-func whole(path string, write func(*os.File) error) error {
-	tmp := path + ".part"
-	f, err := os.Create(tmp)
-	if err == nil {
-		err = errors.Join(write(f), f.Close())
-	}
-	if err == nil {
-		err = os.Rename(tmp, path)
-	}
-	if err != nil {
-		os.Remove(tmp)
-		return fmt.Errorf("write profile: %w", err)
-	}
-	return nil
-}
-
-func because(why string) string {
-	if why == "" {
-		return ""
-	}
-	return " (" + strings.TrimSpace(why) + ")"
 }

@@ -322,3 +322,31 @@ func TestDiskFull(t *testing.T) {
 	assert.Empty(t, left)
 	assert.Nil(t, Running())
 }
+
+// onLoop is a source of the engine's thread that notes how many steps had been launched when it was called.
+type onLoop struct {
+	source
+	launched    *int
+	began, left int
+}
+
+func (o *onLoop) OnLoop()      {}
+func (o *onLoop) Start() error { o.began = *o.launched; return nil }
+func (o *onLoop) Stop() (Recording, error) {
+	o.left = *o.launched
+	return Recording{}, nil
+}
+
+func TestASourceOfTheLoopsCoversTheChosenSteps(t *testing.T) {
+	launched := 0
+	s := &onLoop{launched: &launched}
+	c, err := Start(Options{Dir: t.TempDir(), StartStep: 10, NumSteps: 4, Sources: []Source{s}})
+	require.NoError(t, err)
+	steps(20, 1, func(int) (trace.Phase, int) { launched++; return trace.Decode, 1 })
+	_, err = c.Result()
+	require.NoError(t, err)
+	assert.GreaterOrEqual(t, s.began, 8, "not from the start")
+	assert.LessOrEqual(t, s.began, 10, "before the first step that is kept")
+	assert.GreaterOrEqual(t, s.left, 14, "until the last one was awaited")
+	assert.LessOrEqual(t, s.left, 16)
+}

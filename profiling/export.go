@@ -1,9 +1,13 @@
 package profiling
 
 import (
+	"errors"
 	"fmt"
 	"io"
+	"os"
+	"path/filepath"
 	"slices"
+	"strings"
 	"time"
 
 	"github.com/tokamak-engine/tokamak/engine/trace"
@@ -46,6 +50,64 @@ const (
 
 // Loop is the track of the engine's loop, from which sources draw arrows.
 var Loop = chrometrace.Track{PID: hostPID, TID: loopTID}
+
+// write asks the sources for what they recorded and writes a file for each stage, under a temporary name first. A file that could not
+// be written whole is removed.
+func (c *Capture) write() (files []string, err error) {
+	recordings, err := c.taken, c.sourceErr
+	for _, s := range c.started { // nothing is added once the capture has ended
+		r, stopErr := s.Stop()
+		err = errors.Join(err, stopErr)
+		recordings = append(recordings, r)
+	}
+	for _, st := range c.stages {
+		c.kernels = append(c.kernels, join(st.steps, c.ops, recordings)...)
+	}
+	for i, path := range c.Paths() {
+		if len(c.stages[i].steps) == 0 {
+			err = errors.Join(err, fmt.Errorf("no step was captured%s: nothing to write for %s", because(c.cut), filepath.Base(path)))
+			continue
+		}
+		if writeErr := whole(path, func(f *os.File) error { return c.writeFile(f, c.stages[i], recordings) }); writeErr != nil {
+			err = errors.Join(err, writeErr)
+			continue
+		}
+		files = append(files, path)
+	}
+	if slices.ContainsFunc(c.kernels, func(k Kernel) bool { return len(k.Stack) > 0 }) {
+		path := c.stem() + ".gpu.pb.gz"
+		if writeErr := whole(path, func(f *os.File) error { return WritePprof(f, c.kernels) }); writeErr != nil {
+			err = errors.Join(err, writeErr)
+		} else {
+			files = append(files, path)
+		}
+	}
+	return files, err
+}
+
+// whole writes a file under a temporary name first; one that could not be written whole is removed.
+func whole(path string, write func(*os.File) error) error {
+	tmp := path + ".part"
+	f, err := os.Create(tmp)
+	if err == nil {
+		err = errors.Join(write(f), f.Close())
+	}
+	if err == nil {
+		err = os.Rename(tmp, path)
+	}
+	if err != nil {
+		os.Remove(tmp)
+		return fmt.Errorf("write profile: %w", err)
+	}
+	return nil
+}
+
+func because(why string) string {
+	if why == "" {
+		return ""
+	}
+	return " (" + strings.TrimSpace(why) + ")"
+}
 
 func (c *Capture) writeFile(f io.Writer, s *stage, recordings []Recording) error {
 	w := chrometrace.NewWriter(f)

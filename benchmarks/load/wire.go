@@ -2,6 +2,7 @@ package load
 
 import (
 	"bytes"
+	"math"
 
 	"github.com/tidwall/gjson"
 
@@ -108,7 +109,14 @@ var doneMark = []byte("[DONE]")
 // text returns a string's value; the usual one, without escapes, costs no copy of its own.
 func text(r gjson.Result) []byte { return []byte(r.String()) }
 
-func count(r gjson.Result) Count { return Count{int(r.Int()), r.Type == gjson.Number} }
+// count reads a number of tokens; what cannot be one is not known.
+func count(r gjson.Result) Count {
+	n := r.Int()
+	if r.Type != gjson.Number || n < 0 || n > math.MaxInt32 {
+		return Count{}
+	}
+	return known(int(n))
+}
 
 // readDelta is [readGenerate] for a stream of deltas.
 func readDelta(data []byte, d *delta) {

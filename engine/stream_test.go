@@ -362,6 +362,12 @@ func TestCloseEndsRequests(t *testing.T) {
 	}, "not all run")
 	closed := make(chan error)
 	go func() { closed <- e.Close() }()
+	eventually(t, func() bool {
+		in := &e.loop.inbox
+		in.mu.Lock()
+		defer in.mu.Unlock()
+		return in.closed
+	}, "not closing")
 	close(g)
 	for range 6 {
 		require.ErrorIs(t, <-results, ErrClosed)

@@ -258,8 +258,10 @@ func TestAnyOrderOfEvents(t *testing.T) {
 		preemptions += d.sched.Counts().Preemptions
 		shared += d.sched.Counts().CachedTokens
 	})
-	require.NotZero(t, preemptions, "the test never ran out of pages")
-	require.NotZero(t, shared, "the test never hit the prefix cache")
+	if !testing.Short() { // which runs a fifth of the checks
+		require.NotZero(t, preemptions, "the test never ran out of pages")
+		require.NotZero(t, shared, "the test never hit the prefix cache")
+	}
 }
 
 // TestOptionsDoNotChangeTokens runs the same requests under many option sets.

@@ -27,15 +27,17 @@ type Backend struct {
 	planner *planner
 	copied  *planner // the same, with the plan read from its copy on the device
 
-	compiler  *compiler
-	code      map[unit][]byte
-	functions map[unit]*driver.Function
-	modules   map[unit]driver.Module
-	graphs    map[stepShape]*driver.Graph
-	eager     map[stepShape][]node     // decode steps without a graph
-	graphOps  map[stepShape][]trace.Op // what each graph holds, for profilers
-	noGraph   bool
-	openTime  time.Duration
+	compiler     *compiler
+	code         map[unit][]byte
+	functions    map[unit]*driver.Function
+	modules      map[unit]driver.Module
+	graphs       map[stepShape]*driver.Graph
+	eager        map[stepShape][]node     // decode steps without a graph
+	graphOps     map[stepShape][]trace.Op // what each graph holds, for profilers
+	seen         map[stepShape]int        // how often a small step with prompts came
+	noGraph      bool
+	promptGraphs int // of graphs
+	openTime     time.Duration
 
 	pinned pinned
 
@@ -149,12 +151,12 @@ func (b *Backend) enqueue(nodes []node) error {
 	return nil
 }
 
-// graph is the decode step of a padded shape, captured at its first use.
+// graph is the step of a padded shape, captured at its first use.
 func (b *Backend) graph(st stepShape) (*driver.Graph, error) {
 	if g := b.graphs[st]; g != nil {
 		return g, nil
 	}
-	nodes := b.planner.step(st, hooks{})
+	nodes := b.plannerFor(st).step(st, hooks{})
 	for i := range nodes { // what loads a module or asks cuBLASLt is done outside of the capture
 		if err := b.ready(&nodes[i]); err != nil {
 			return nil, err
@@ -162,7 +164,7 @@ func (b *Backend) graph(st stepShape) (*driver.Graph, error) {
 	}
 	g, err := driver.Capture(b.stream, func() error { return b.enqueue(nodes) })
 	if err != nil {
-		return nil, fmt.Errorf("capture the graph for %d rows: %w", st.rows, err)
+		return nil, fmt.Errorf("capture the graph for %d rows of %d tokens: %w", st.rows, st.tokens, err)
 	}
 	b.graphs[st] = g
 	b.noteGraph(st, nodes)
@@ -208,12 +210,48 @@ func (b *Backend) Launch(batch *backend.Batch) (backend.StepID, error) {
 	return id, nil
 }
 
-// submit enqueues a filled step: a graph if it is a plain decode step, else kernel by kernel.
+const (
+	// promptGraphTokens is the most tokens of a step with prompts that is worth a graph: launching its 350 kernels one by one takes the
+	// host 2 to 4 ms, which more tokens than these hide.
+	promptGraphTokens = 1024
+	// maxPromptGraphs bounds the memory of such graphs, some 10 KB a kernel.
+	maxPromptGraphs = 64
+)
+
+// plannerFor is the planner of steps like st: only decode steps read the plan where the host wrote it.
+func (b *Backend) plannerFor(st stepShape) *planner {
+	if st.decodeOnly() {
+		return b.planner
+	}
+	return b.copied
+}
+
+// worthGraph tells whether a padded step is to be a graph: every decode step is, and one with prompts if it is small and comes a second
+// time.
+func (b *Backend) worthGraph(st stepShape) bool {
+	if st.decodeOnly() || b.graphs[st] != nil {
+		return true
+	}
+	if st.tokens > promptGraphTokens || b.promptGraphs == maxPromptGraphs {
+		return false
+	}
+	if len(b.seen) > 16*maxPromptGraphs {
+		clear(b.seen)
+	}
+	if b.seen[st]++; b.seen[st] == 1 {
+		return false
+	}
+	b.promptGraphs++
+	return true
+}
+
+// submit enqueues a filled step: a graph, or kernel by kernel if it asks for more than tokens or is not worth one.
 func (b *Backend) submit(batch *backend.Batch, st *step, shape stepShape) error {
-	plain := shape.decodeOnly() && !st.logits && st.targets == 0
-	if plain && !st.starts && !st.masks && !b.noGraph {
-		if g := b.graphs[shape.padded()]; g != nil {
-			b.tellGraph(shape.padded())
+	special := st.logits || st.targets > 0
+	shape = shape.padded()
+	if shape.decodeOnly() && !special && !st.starts && !st.masks && !b.noGraph {
+		if g := b.graphs[shape]; g != nil { // one call
+			b.tellGraph(shape)
 			return b.context.Launch(g, b.stream)
 		}
 	}
@@ -232,34 +270,32 @@ func (b *Backend) submit(batch *backend.Batch, st *step, shape stepShape) error 
 			return err
 		}
 	}
-	shape = shape.padded()
-	if !plain {
+	if !shape.decodeOnly() {
+		if err := b.copyPlan(st); err != nil {
+			return err
+		}
+	}
+	if !special && !b.noGraph && b.worthGraph(shape) {
+		g, err := b.graph(shape)
+		if err != nil {
+			return err
+		}
+		b.tellGraph(shape)
+		return b.context.Launch(g, b.stream)
+	}
+	nodes := b.eager[shape]
+	if special || nodes == nil {
 		h, err := b.hooks(batch, st)
 		if err != nil {
 			return err
 		}
-		if err := b.copyPlan(st); err != nil {
-			return err
-		}
-		nodes := b.copied.step(shape, h)
-		b.tell(nodes)
-		return b.enqueue(nodes)
-	}
-	if b.noGraph {
-		nodes := b.eager[shape]
-		if nodes == nil {
-			nodes = b.planner.step(shape, hooks{})
+		nodes = b.plannerFor(shape).step(shape, h)
+		if !special && shape.decodeOnly() {
 			b.eager[shape] = nodes
 		}
-		b.tell(nodes)
-		return b.enqueue(nodes)
 	}
-	g, err := b.graph(shape)
-	if err != nil {
-		return err
-	}
-	b.tellGraph(shape)
-	return b.context.Launch(g, b.stream)
+	b.tell(nodes)
+	return b.enqueue(nodes)
 }
 
 // Wait fills out with the results of step id, which must be the oldest one not awaited.

@@ -187,6 +187,29 @@ func TestGraphEqualsEager(t *testing.T) {
 	}
 }
 
+// TestPromptGraphs prefills several prompts of a length, the first eagerly and later ones from a graph: each has the bits of a backend
+// without graphs.
+func TestPromptGraphs(t *testing.T) {
+	needGPU(t)
+	cfg := backendtest.Models()["mistral"]
+	w := weights.NewDummy(cfg)
+	o := testOptions
+	o.DisableGraph = true
+	graphs, eager := openTest(t, cfg, w, testOptions, settings{}), openTest(t, cfg, w, o, settings{})
+	sampling := backend.Sampling{TopP: 1, RepetitionPenalty: 1, LogProbs: true}
+	for _, n := range []int{3, 16, 40, 100} {
+		for i := range 4 {
+			prompt := randomPrompt(uint64(i), n-i%3, cfg.VocabSize) // of one padded length
+			wantIDs, want := tokensAndLogProbs(play(t, eager, i, prompt, 64, 4, sampling, false))
+			gotIDs, got := tokensAndLogProbs(play(t, graphs, i, prompt, 64, 4, sampling, false))
+			require.Equal(t, wantIDs, gotIDs, "prompt %d of %d tokens", i, len(prompt))
+			require.Equal(t, want, got, "prompt %d of %d tokens", i, len(prompt))
+		}
+	}
+	assert.Positive(t, graphs.promptGraphs)
+	assert.Zero(t, eager.promptGraphs)
+}
+
 // TestReplays decodes the same token at the same place 1,000 times: a race between kernels would show as another bit.
 func TestReplays(t *testing.T) {
 	needGPU(t)

@@ -151,7 +151,7 @@ func openWith(cfg *model.Config, w *weights.Store, o backend.Options, set settin
 	if err != nil {
 		return nil, fmt.Errorf("open %s: %w", found.Name, err)
 	}
-	b := &Backend{context: context, launched: 1, awaited: 1, noGraph: o.DisableGraph, graphs: map[stepShape]*driver.Graph{}, eager: map[stepShape][]node{}}
+	b := &Backend{context: context, launched: 1, awaited: 1, noGraph: o.DisableGraph, graphs: map[stepShape]*driver.Graph{}, seen: map[stepShape]int{}, eager: map[stepShape][]node{}}
 	b.device = device{Name: found.Name, SM: found.Major*10 + found.Minor, SMs: found.SMs, L2Bytes: found.L2Bytes, MaxSmem: found.SharedMemory, TotalMem: found.TotalMemory}
 	if err := b.open(cfg, w, o, set); err != nil {
 		return nil, errors.Join(err, b.Close())

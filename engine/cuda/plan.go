@@ -48,7 +48,7 @@ type stepShape struct {
 	full         bool // logits are stored and the full sampler runs
 }
 
-// decodeOnly tells that the step can be a graph.
+// decodeOnly tells that the step has decode rows alone and all of them sample.
 func (st stepShape) decodeOnly() bool { return st.decode == st.rows && st.samples == st.rows }
 
 // padded gives the sizes that the step is run at.
@@ -62,6 +62,7 @@ func (st stepShape) padded() stepShape {
 	} else {
 		st.tokens = pad(st.tokens, tokenPad)
 	}
+	st.longest = min(pad(st.longest, tokenPad), st.tokens)
 	if st.samples > 0 {
 		st.samples = bucketFor(st.samples)
 	}

@@ -48,7 +48,8 @@ func (l library) candidates() []string {
 	files = append(files, names...) // LD_LIBRARY_PATH and the linker's cache
 	places := []string{"/usr/local/cuda/lib64", "/usr/local/cuda/targets/*/lib", "/usr/local/cuda-1*/lib64", "/usr/lib/x86_64-linux-gnu", "/usr/lib/aarch64-linux-gnu",
 		".cuda/nvidia/cu13/lib", "../.cuda/nvidia/cu13/lib", "../../.cuda/nvidia/cu13/lib"}
-	for _, python := range []string{"/usr/lib/python3*", "/usr/local/lib/python3*", "/opt/*/lib/python3*", "/root/.local/lib/python3*"} {
+	home, _ := os.UserHomeDir() // without one, the pattern matches nothing
+	for _, python := range []string{"/usr/lib/python3*", "/usr/local/lib/python3*", "/opt/*/lib/python3*", filepath.Join(home, ".local/lib/python3*")} {
 		for _, site := range []string{"site-packages", "dist-packages"} {
 			places = append(places, filepath.Join(python, site, "nvidia/cu13/lib"), filepath.Join(python, site, "nvidia/*/lib"))
 		}

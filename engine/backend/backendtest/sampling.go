@@ -162,6 +162,13 @@ func (h *harness) testSeeds(t *testing.T) {
 	require.NotEqual(t, q.tokens(), batch[2].tokens(), "another seed, the same tokens")
 	require.NotEqual(t, batch[2].tokens(), batch[3].tokens(), "another seed, the same tokens")
 
+	q.start.Sampling.Temperature = 1000 // the noise alone decides
+	distinct := map[int32]bool{}
+	for _, token := range h.alone(t, q).tokens() {
+		distinct[token] = true
+	}
+	require.Greater(t, len(distinct), 14, "20 positions, nearly the same draw")
+
 	seen := map[int32]bool{}
 	for low := range uint64(3) { // both halves of the seed count
 		for high := range uint64(3) {
@@ -229,7 +236,7 @@ func (h *harness) testDistribution(t *testing.T) {
 	q := h.newSequence(65, 0, 9, 1)
 	plain := h.draw(t, q, nil)
 	order := ranked(plain.Logits)[:6]
-	const temperature = 0.8
+	const temperature = 0.25
 	var weights [6]float64
 	var total float64
 	for i, id := range order {

@@ -130,34 +130,45 @@ func (h *harness) testInFlight(t *testing.T) {
 	require.Error(t, h.b.Wait(third+1, &out), "awaited with none in flight")
 }
 
-// testBatchIsCopied: the caller may reuse everything in a batch once Launch has returned.
+// testBatchIsCopied: the caller may reuse everything in a batch once Launch has returned, also while a step in front of it runs.
 func (h *harness) testBatchIsCopied(t *testing.T) {
-	q := h.newSequence(9, 0, 30, 1)
-	q.start.Sampling = backend.Sampling{Bias: []backend.TokenBias{{Token: 17, Bias: 1e6}}, FrequencyPenalty: 2e6}
-	q.start.Output = []int32{}
-	q.prompt = append(q.prompt, 17)
+	q := h.newSequence(9, 0, 31, 1)
+	want := h.alone(t, q)
+	want.rows[0].Token = 17 // the bias sees to that, in spite of the penalty
 	row := q.next(40)
-	row.Start = &backend.Start{Sampling: q.start.Sampling, Prompt: slices.Clone(q.prompt)}
-	row.Tokens, row.Pages = slices.Clone(row.Tokens), slices.Clone(row.Pages)
-	row.Mask = slices.Repeat([]uint32{^uint32(0)}, (h.info.VocabSize+31)/32)
 	row.Targets = slices.Clone(row.Tokens)
+	scored := h.step(t, row)[0].TargetLogProbs
+	row.Tokens, row.Pages = slices.Clone(row.Tokens), slices.Clone(row.Pages)
+	row.Start = &backend.Start{Prompt: slices.Clone(q.prompt), Output: []int32{17}, Sampling: backend.Sampling{
+		RepetitionPenalty: 1, FrequencyPenalty: 1, Bias: []backend.TokenBias{{Token: 17, Bias: 1000}},
+	}}
+	row.Mask = slices.Repeat([]uint32{^uint32(0)}, (h.info.VocabSize+31)/32)
 	batch := backend.Batch{Rows: []backend.Row{row}}
+
+	front, err := h.b.Launch(&backend.Batch{Rows: []backend.Row{h.newSequence(8, 1, h.info.MaxTokens, 1).next(h.info.MaxTokens)}})
+	require.NoError(t, err)
 	id, err := h.b.Launch(&batch)
 	require.NoError(t, err)
 	clear(row.Tokens)
 	clear(row.Targets)
 	clear(row.Mask)
 	for i := range row.Pages {
-		row.Pages[i] = int32(h.info.NumPages - 1 - i)
+		row.Pages[i] = int32(h.info.NumPages - 1) // all the same: what is written there is soon overwritten
 	}
 	row.Start.Sampling.Bias[0].Token = 3
 	clear(row.Start.Prompt)
 	*row.Start = backend.Start{}
 	batch.Rows[0] = backend.Row{}
+
 	var out backend.Result
+	require.NoError(t, h.b.Wait(front, &out))
 	require.NoError(t, h.b.Wait(id, &out))
-	require.Equal(t, int32(17), out.Rows[0].Token)
 	require.Len(t, out.Rows[0].TargetLogProbs, 31)
+	for i, p := range scored {
+		require.InDelta(t, p, out.Rows[0].TargetLogProbs[i], h.tolerance, "target %d", i)
+	}
+	require.Equal(t, int32(17), out.Rows[0].Token)
+	h.same(t, want, &sequence{rows: out.Rows})
 }
 
 // testResultIsReused: a Result may be filled again with a step of another shape, and keeps nothing of the one before.
@@ -281,6 +292,14 @@ func (h *harness) testMalformed(t *testing.T) {
 	// The slot of a refused Start was not taken either.
 	_, err := h.b.Launch(&backend.Batch{Rows: []backend.Row{{Slot: 0, Position: 3, Pages: c.pages, Start: &backend.Start{}}}})
 	require.Error(t, err, "decode row with Start")
+	// A sequence that has sampled nothing yet has nothing to decode from, whatever its slot's last one had.
+	other := h.newSequence(32, 3, 4, 2)
+	h.alone(t, other)
+	chunk := other.next(4)
+	chunk.Sample, chunk.Logits = false, false
+	h.step(t, chunk)
+	_, err = h.b.Launch(&backend.Batch{Rows: []backend.Row{{Slot: 3, Position: 4, Pages: other.pages, Sample: true}}})
+	require.Error(t, err, "decode row before a token was sampled")
 	for range 19 {
 		step()
 	}

@@ -84,17 +84,22 @@ func (m *bpe) setMerges(merges [][2]string, vocab map[string]int32) error {
 		return fmt.Errorf("%d merges are too many", len(merges))
 	}
 	m.pairs = newPairTable(len(merges))
+	var joined []byte
 	for rank, pair := range merges {
-		for _, part := range pair {
-			if _, ok := vocab[part]; !ok {
+		var ids [2]int32
+		for i, part := range pair {
+			id, ok := vocab[part]
+			if !ok {
 				return fmt.Errorf("merge %d needs token %q, which is not in the vocabulary", rank+1, short(part))
 			}
+			ids[i] = id
 		}
-		id, ok := vocab[pair[0]+pair[1]]
+		joined = append(append(joined[:0], pair[0]...), pair[1]...)
+		id, ok := vocab[string(joined)]
 		if !ok {
-			return fmt.Errorf("merge %d makes token %q, which is not in the vocabulary", rank+1, short(pair[0]+pair[1]))
+			return fmt.Errorf("merge %d makes token %q, which is not in the vocabulary", rank+1, short(string(joined)))
 		}
-		m.pairs.put(vocab[pair[0]], vocab[pair[1]], uint32(rank), id)
+		m.pairs.put(ids[0], ids[1], uint32(rank), id)
 	}
 	return nil
 }

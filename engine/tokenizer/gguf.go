@@ -170,11 +170,9 @@ func (g *ggufParser) byteLevel() error {
 	}
 	merges := make([][2]string, len(lines))
 	for i, line := range lines {
-		var m mergeJSON
-		if err := m.parse(line); err != nil {
+		if merges[i], err = splitMerge(line); err != nil {
 			return g.problem("tokenizer.ggml.merges", "%v", err)
 		}
-		merges[i] = m
 	}
 	g.t.model = newBPE(g.vocab, true, len(g.t.content))
 	g.t.model.ignoreMerges = pre.ignoreMerges

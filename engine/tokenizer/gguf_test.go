@@ -40,8 +40,10 @@ func asGGUF(tb testing.TB, name, kind, pre string) map[string]any {
 			types[a.ID] = ggufUnknown
 		}
 	}
-	merges := make([]string, len(m.Merges))
-	for i, pair := range m.Merges {
+	pairs, err := parseMerges(m.Merges)
+	require.NoError(tb, err)
+	merges := make([]string, len(pairs))
+	for i, pair := range pairs {
 		merges[i] = strings.Join(pair[:], " ")
 	}
 	meta := map[string]any{

@@ -6,7 +6,6 @@ import (
 	"errors"
 	"fmt"
 	"slices"
-	"strings"
 
 	"golang.org/x/text/unicode/norm"
 )
@@ -39,38 +38,7 @@ type modelJSON struct {
 	ByteFallback bool            `json:"byte_fallback"`
 	IgnoreMerges bool            `json:"ignore_merges"`
 	Vocab        json.RawMessage `json:"vocab"`
-	Merges       []mergeJSON     `json:"merges"`
-}
-
-// mergeJSON is "left right" or, in newer files, ["left", "right"].
-type mergeJSON [2]string
-
-func (m *mergeJSON) UnmarshalJSON(b []byte) error {
-	if len(b) > 0 && b[0] == '[' {
-		var pair []string
-		if err := json.Unmarshal(b, &pair); err != nil {
-			return err
-		}
-		if len(pair) != 2 {
-			return fmt.Errorf("a merge has %d parts: want 2", len(pair))
-		}
-		*m = mergeJSON(pair)
-		return nil
-	}
-	var s string
-	if err := json.Unmarshal(b, &s); err != nil {
-		return err
-	}
-	return m.parse(s)
-}
-
-func (m *mergeJSON) parse(s string) error {
-	left, right, ok := strings.Cut(s, " ")
-	if !ok || strings.Contains(right, " ") {
-		return fmt.Errorf("merge %q: want two tokens with a space between them", short(s))
-	}
-	*m = mergeJSON{left, right}
-	return nil
+	Merges       json.RawMessage `json:"merges"`
 }
 
 // component is a normalizer, pre-tokenizer, post-processor or decoder: Type says which of the other fields mean something.
@@ -174,19 +142,13 @@ func (p *parser) unmarshal(data []byte, v any) error {
 var modelTypes = []string{"BPE"}
 
 func (p *parser) vocabulary(f *fileJSON) error {
-	var kind struct {
-		Type *string `json:"type"`
-	}
-	if err := p.unmarshal(f.Model, &kind); err != nil {
-		return err
-	}
-	if kind.Type != nil && *kind.Type != "BPE" {
-		return &UnsupportedError{"model", *kind.Type, modelTypes}
-	}
 	if err := p.unmarshal(f.Model, &p.m); err != nil {
 		return err
 	}
-	if kind.Type == nil && p.m.Merges == nil { // files older than the field are BPE if they have merges
+	if p.m.Type != nil && *p.m.Type != "BPE" {
+		return &UnsupportedError{"model", *p.m.Type, modelTypes}
+	}
+	if p.m.Type == nil && p.m.Merges == nil { // files older than the field are BPE if they have merges
 		return &UnsupportedError{"model", "", modelTypes}
 	}
 	switch {
@@ -197,8 +159,9 @@ func (p *parser) vocabulary(f *fileJSON) error {
 	case p.m.Suffix != "":
 		return &UnsupportedError{"model option", "end_of_word_suffix", []string{"an empty suffix"}}
 	}
-	if err := p.unmarshal(p.m.Vocab, &p.vocab); err != nil {
-		return err
+	var err error
+	if p.vocab, err = parseVocab(p.m.Vocab); err != nil {
+		return p.problem("vocab: %v", err)
 	}
 	if len(p.vocab) == 0 {
 		return p.problem("vocabulary is empty")
@@ -255,9 +218,9 @@ func (p *parser) model(*fileJSON) error {
 		}
 		m.unknown = id
 	}
-	merges := make([][2]string, len(p.m.Merges))
-	for i, pair := range p.m.Merges {
-		merges[i] = pair
+	merges, err := parseMerges(p.m.Merges)
+	if err != nil {
+		return p.problem("merges: %v", err)
 	}
 	if err := m.setMerges(merges, p.vocab); err != nil {
 		return p.problem("%v", err)

@@ -11,10 +11,10 @@
 //
 // Every number of a row is computed in an order that depends on the row's own tokens and positions only, never on its batch
 // mates, on how its prompt was cut into chunks, or on the number of threads. So results are the same bit for bit however a
-// sequence is scheduled. The rule behind it: a dot product is 16 lane sums over ascending k, added in one fixed tree, in the
-// matrix-vector and in the matrix-matrix kernels alike; an attention sum runs over ascending positions. The AVX2 and AVX-512
-// kernels share that order and agree bit for bit; the portable Go code (also under the tag purego) has no fused
-// multiply-add and agrees within rounding.
+// sequence is scheduled. The rules behind it: a dot product is 16 lane sums over ascending k, added in one fixed tree, in the
+// matrix-vector and in the matrix-matrix kernels alike; attention sums over blocks of 512 positions at fixed places, each by
+// ascending position, and merges them in that order. The AVX2 and AVX-512 kernels share that order and agree bit for bit; the
+// portable Go code (also under the tag purego) has no fused multiply-add and agrees within rounding.
 //
 // # Threads
 //
@@ -23,7 +23,7 @@
 //
 // # Oracles
 //
-// [RMSNorm], [CosSin], [Rotate], [SwiGLU], [MatMul], [MatMulBF16], [Attend], [ApplyBias], [ApplyPenalties],
-// [ApplyMask], [Truncate], [Gumbel], [Draw], [LogSumExp] and [TopLogProbs] are plain functions on slices, to hold kernels of other devices
+// [RMSNorm], [CosSin], [Rotate], [SwiGLU], [MatMul], [MatMulBF16], [Attend], [ApplyBias], [ApplyPenalties], [ApplyMask],
+// [Truncate], [Gumbel], [Draw], [LogSumExp] and [TopLogProbs] are plain functions on slices, to hold kernels of other devices
 // against.
 package cpu

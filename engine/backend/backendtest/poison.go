@@ -10,8 +10,6 @@ import (
 	"github.com/tokamak-engine/tokamak/engine/weights"
 )
 
-func newDummy(cfg *model.Config) *weights.Store { return weights.NewDummy(cfg) }
-
 // newPoisoned returns dummy weights in which one token's embedding is NaN, and that token.
 func newPoisoned(t *testing.T, cfg *model.Config) (*weights.Store, int32) {
 	w := weights.NewDummy(cfg)

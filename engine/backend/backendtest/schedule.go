@@ -9,6 +9,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/tokamak-engine/tokamak/engine/backend"
+	"github.com/tokamak-engine/tokamak/engine/weights"
 )
 
 // testDecodeEqualsPrefill: the logits after n decode steps are those of prefilling the same tokens at once.
@@ -343,7 +344,7 @@ func (s *Suite) testNonFinite(t *testing.T) {
 // testClose: Close waits for what flies, may be called twice, and every other call then says that the backend is closed.
 func (s *Suite) testClose(t *testing.T) {
 	cfg := Models()["llama"]
-	h := s.open(t, cfg, newDummy(cfg), 0)
+	h := s.open(t, cfg, weights.NewDummy(cfg), 0)
 	q := h.newSequence(50, 0, 8, 3)
 	id, err := h.b.Launch(&backend.Batch{Rows: []backend.Row{q.next(8)}})
 	require.NoError(t, err)

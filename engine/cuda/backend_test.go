@@ -16,6 +16,7 @@ import (
 	"github.com/tokamak-engine/tokamak/engine/backend"
 	"github.com/tokamak-engine/tokamak/engine/backend/backendtest"
 	"github.com/tokamak-engine/tokamak/engine/cpu"
+	"github.com/tokamak-engine/tokamak/engine/cuda/driver"
 	"github.com/tokamak-engine/tokamak/engine/model"
 	"github.com/tokamak-engine/tokamak/engine/weights"
 	"github.com/tokamak-engine/tokamak/fixtures/fetch"
@@ -361,6 +362,18 @@ func TestErrors(t *testing.T) {
 		require.ErrorContains(t, err, c.want, name)
 		assert.NotContains(t, err.Error(), "\n", "one line")
 	}
+}
+
+func TestChooseDevice(t *testing.T) {
+	old, ada := driver.Device{Name: "Tesla V100", Major: 7}, driver.Device{Ordinal: 1, Name: "L4", Major: 8, Minor: 9}
+	compiler := &driver.Compiler{Path: "/usr/lib/libnvrtc.so.13", Major: 13}
+	d, err := choose([]driver.Device{old, ada}, 13000, compiler)
+	require.NoError(t, err)
+	assert.Equal(t, ada, d)
+	_, err = choose([]driver.Device{old}, 13000, compiler)
+	assert.EqualError(t, err, "compute capability 8.0 is needed: Tesla V100 has 7.0")
+	_, err = choose([]driver.Device{ada}, 12040, compiler)
+	assert.EqualError(t, err, "the driver supports CUDA 12.4, but /usr/lib/libnvrtc.so.13 makes code for CUDA 13: update the NVIDIA driver, or set TOKAMAK_NVRTC to an older libnvrtc")
 }
 
 func TestTooLittleMemory(t *testing.T) {

@@ -42,16 +42,21 @@ func pickDevice() (driver.Device, error) {
 	if err != nil {
 		return driver.Device{}, err
 	}
+	compiler, err := driver.OpenCompiler()
+	if err != nil {
+		return driver.Device{}, err
+	}
+	return choose(devices, driver.DriverVersion(), compiler)
+}
+
+// choose is pickDevice's decision. driverVersion is 1000*major + 10*minor.
+func choose(devices []driver.Device, driverVersion int, compiler *driver.Compiler) (driver.Device, error) {
 	var names []string
 	for _, d := range devices {
 		if d.Major*10+d.Minor >= minCapability {
-			compiler, err := driver.OpenCompiler()
-			if err != nil {
-				return d, err
-			}
-			if have := driver.DriverVersion() / 1000; have < compiler.Major {
-				return d, fmt.Errorf("the driver supports CUDA %d, but %s makes code for CUDA %d: update the NVIDIA driver, or set TOKAMAK_NVRTC to an older libnvrtc",
-					have, compiler.Path, compiler.Major)
+			if driverVersion/1000 < compiler.Major {
+				return d, fmt.Errorf("the driver supports CUDA %d.%d, but %s makes code for CUDA %d: update the NVIDIA driver, or set TOKAMAK_NVRTC to an older libnvrtc",
+					driverVersion/1000, driverVersion%1000/10, compiler.Path, compiler.Major)
 			}
 			return d, nil
 		}

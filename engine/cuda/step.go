@@ -332,14 +332,16 @@ func (b *Backend) hooks(batch *backend.Batch, st *step) (h hooks, err error) {
 }
 
 // await polls the ring until the step's number appears. The device never waits for the host: at most a finished step waits to be
-// seen, while the next one runs.
+// seen, while the next one runs. Polling gives the processor up only if it is the sole one: handing a locked thread over and back
+// costs more than what is left of most waits.
 func (b *Backend) await(id backend.StepID) error {
 	seq := &view[uint64](b.pinned.ring, b.ringAt(id)+b.pinned.ringLayout.seq, 1)[0]
+	alone := runtime.GOMAXPROCS(0) == 1
 	for spins := 1; atomic.LoadUint64(seq) != uint64(id); spins++ {
-		if spins%64 == 0 {
+		if alone && spins%64 == 0 {
 			runtime.Gosched()
 		}
-		if spins%(1<<14) != 0 {
+		if spins%(1<<20) != 0 { // about a millisecond
 			continue
 		}
 		// A kernel's fault would leave the host waiting forever.

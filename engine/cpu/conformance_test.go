@@ -36,7 +36,7 @@ func TestConformance(t *testing.T) {
 func smallModels() map[string]*model.Config {
 	models := backendtest.Models()
 	for _, cfg := range models {
-		cfg.HiddenSize, cfg.IntermediateSize, cfg.HeadDim = 64, 96, 16
+		cfg.HiddenSize, cfg.IntermediateSize, cfg.HeadDim = 32, 48, 16
 	}
 	return models
 }

@@ -243,7 +243,7 @@ func (h *harness) testDistribution(t *testing.T) {
 		weights[i] = math.Exp(float64(plain.Logits[id]-plain.Logits[order[0]]) / temperature)
 		total += weights[i]
 	}
-	const draws = 2000
+	const draws = 1000
 	counts := map[int32]float64{}
 	for n := 0; n < draws; n += maxRows {
 		for _, token := range h.drawAll(t, q, backend.Sampling{TopK: 6, TopP: 1}, temperature, uint64(n)) {

@@ -2,7 +2,9 @@ package engine
 
 import (
 	"context"
+	"flag"
 	"fmt"
+	"math/rand/v2"
 	"slices"
 	"sync"
 	"testing"
@@ -15,7 +17,7 @@ import (
 // tinyOptions runs the built-in model of two layers, weights from a seed, on the CPU.
 func tinyOptions() Options {
 	o := DefaultOptions()
-	o.LoadFormat, o.Device, o.Threads = "dummy", "cpu", 2
+	o.LoadFormat, o.Device, o.Threads = "dummy", "cpu", 1
 	o.ContextLength, o.MaxTotalTokens = 256, 8192
 	return o
 }
@@ -59,14 +61,12 @@ func crowd() []Request {
 	return rs
 }
 
-// TestNothingChangesTheTokens runs the same requests under many option sets, all at once, and compares each with the tokens it
-// gets alone. The CPU's arithmetic does not depend on batch mates, so they must be equal.
-func TestNothingChangesTheTokens(t *testing.T) {
-	requests := crowd()
-	alone := make([][]int32, len(requests))
+// aloneOn returns what each request gets with the engine to itself.
+func aloneOn(t *testing.T, requests []Request) [][]int32 {
 	o := tinyOptions()
 	o.DisableOverlap, o.DisableRadixCache = true, true
 	e := openTiny(t, o)
+	alone := make([][]int32, len(requests))
 	varied := map[int32]bool{}
 	for i, r := range requests {
 		out, err := e.Generate(context.Background(), r)
@@ -77,7 +77,30 @@ func TestNothingChangesTheTokens(t *testing.T) {
 		}
 	}
 	require.Greater(t, len(varied), 40, "a model that says one word proves nothing")
+	return alone
+}
 
+// together runs the requests all at once, twice: the second time finds their prompts cached.
+func together(t *testing.T, e *Engine, requests []Request, alone [][]int32) {
+	for round := range 2 {
+		var wg sync.WaitGroup
+		for i, r := range requests {
+			wg.Go(func() {
+				out, err := e.Generate(context.Background(), r)
+				if err != nil || !slices.Equal(alone[i], out.TokenIDs) {
+					t.Errorf("round %d, request %d: %v\nalone %v\nhere  %+v", round, i, err, alone[i], out)
+				}
+			})
+		}
+		wg.Wait()
+	}
+}
+
+// TestNothingChangesTheTokens runs the same requests under many option sets, all at once, and compares each with the tokens it
+// gets alone. The CPU's arithmetic does not depend on batch mates, so they must be equal.
+func TestNothingChangesTheTokens(t *testing.T) {
+	requests := crowd()
+	alone := aloneOn(t, requests)
 	for name, c := range map[string]struct {
 		set        func(*Options)
 		preemption bool
@@ -105,18 +128,7 @@ func TestNothingChangesTheTokens(t *testing.T) {
 			o := tinyOptions()
 			c.set(&o)
 			e := openTiny(t, o)
-			for round := range 2 { // the second finds its prompts cached
-				var wg sync.WaitGroup
-				for i, r := range requests {
-					wg.Go(func() {
-						out, err := e.Generate(context.Background(), r)
-						if err != nil || !slices.Equal(alone[i], out.TokenIDs) {
-							t.Errorf("round %d, request %d: %v\nalone %v\nhere  %+v", round, i, err, alone[i], out)
-						}
-					})
-				}
-				wg.Wait()
-			}
+			together(t, e, requests, alone)
 			s := e.Stats()
 			require.Equal(t, c.preemption, s.PreemptionsTotal > 0, "%d preemptions", s.PreemptionsTotal)
 			require.Equal(t, c.cached, s.CachedTokensTotal > 0, "%d cached tokens", s.CachedTokensTotal)
@@ -207,4 +219,41 @@ func TestSeeds(t *testing.T) {
 	second, err := openTiny(t, tinyOptions()).Generate(context.Background(), r)
 	require.NoError(t, err)
 	require.Equal(t, first.TokenIDs, second.TokenIDs)
+}
+
+var optionsSeed = flag.Uint64("options.seed", 0, "first seed of TestRandomOptionSets; 0 draws one")
+
+// TestRandomOptionSets is TestNothingChangesTheTokens with options that nobody thought of.
+//
+//	go test ./engine -run TestRandomOptionSets -options.seed 17
+func TestRandomOptionSets(t *testing.T) {
+	requests := crowd()
+	alone := aloneOn(t, requests)
+	first := *optionsSeed
+	if first == 0 {
+		first = 1 + rand.Uint64N(1_000_000)
+	}
+	sets := uint64(6)
+	if testing.Short() {
+		sets = 2
+	}
+	for seed := first; seed < first+sets; seed++ {
+		rng := rand.New(rand.NewPCG(seed, 0))
+		o := tinyOptions()
+		o.PageSize = 1 + rng.IntN(20)
+		o.MaxTotalTokens = 112 + rng.IntN(600)
+		o.MaxRunningRequests = 1 + rng.IntN(16)
+		o.ChunkedPrefillSize = []int{-1, 0, 1 + rng.IntN(40)}[rng.IntN(3)]
+		o.MaxPrefillTokens = []int{0, o.MaxRunningRequests + rng.IntN(50)}[rng.IntN(2)]
+		o.SchedulePolicy = []string{"fcfs", "lpm"}[rng.IntN(2)]
+		o.DisableOverlap, o.DisableRadixCache, o.Deterministic = rng.IntN(3) == 0, rng.IntN(3) == 0, rng.IntN(2) == 0
+		o.Threads = 1 + rng.IntN(2)
+		t.Run(fmt.Sprintf("seed=%d", seed), func(t *testing.T) {
+			e := openTiny(t, o)
+			together(t, e, requests, alone)
+			if t.Failed() {
+				t.Logf("%+v", o)
+			}
+		})
+	}
 }

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"net"
 	"net/http"
 	"strings"
@@ -302,6 +303,10 @@ func TestProfileHook(t *testing.T) {
 	w = do(s, "POST", "/start_profile", "")
 	assert.Equal(t, 409, w.Code)
 	assert.Contains(t, w.Body.String(), "stop it first", "what to do")
+	p.err = fmt.Errorf("capture: %w", &fs.PathError{Op: "open", Path: "/secret/path/x", Err: fs.ErrPermission})
+	w = do(s, "POST", "/start_profile", "")
+	assert.NotContains(t, w.Body.String(), "secret")
+	assert.Contains(t, w.Body.String(), "permission denied")
 	p.err = nil
 	assert.Contains(t, do(s, "POST", "/stop_profile", "").Body.String(), "trace.json.gz")
 }

@@ -2,8 +2,11 @@ package server
 
 import (
 	"context"
+	"errors"
+	"io/fs"
 	"math"
 	"net/http"
+	"strings"
 
 	"github.com/tokamak-engine/tokamak/engine/metrics"
 )
@@ -82,10 +85,16 @@ func (c *call) stopProfile() error {
 	return c.answerJSON(map[string]any{"message": "Stop profiling.", "files": files})
 }
 
-// profileProblem answers 409 with what the profiler says: a capture runs, none does, the directory cannot be written.
+// profileProblem answers 409 with what the profiler says: a capture runs, none does, the directory cannot be written. The
+// path of a file that failed is left to the log.
 func profileProblem(err error) error {
+	said := err.Error()
+	var file *fs.PathError
+	if errors.As(err, &file) {
+		said = strings.ReplaceAll(said, file.Path, "…")
+	}
 	e := &apiError{status: http.StatusConflict, kind: "invalid_request_error", code: "profiler", outcome: metrics.OutcomeInvalid,
-		message: "profiler: " + err.Error()}
+		message: "profiler: " + said}
 	return e.because(err)
 }
 

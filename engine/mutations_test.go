@@ -61,7 +61,7 @@ var mutations = []struct{ fault, file, old, new string }{
 	{"closing forgets the running requests", "loop.go", "	for s := range l.streams {\n		l.end(s, FinishAbort, ErrClosed)\n	}\n", ""},
 	{"text that may begin a stop string is not held back", "text.go", "a.release(len(a.held) - beginning(a.held, stops))", "a.release(len(a.held))"},
 	{"held text is lost at the end", "text.go", "return text + a.release(len(a.held))", "return text"},
-	{"the text of the stop token is given out", "text.go", "	if stops {\n		out.MatchedToken = &token\n		return ev, false\n	}\n", "	if stops {\n		out.MatchedToken = &token\n	}\n"},
+	{"the text of the stop token is given out", "text.go", "	if stops {\n		out.MatchedToken = &out.TokenIDs[n]\n		return ev, false\n	}\n", "	if stops {\n		out.MatchedToken = &out.TokenIDs[n]\n	}\n"},
 	{"a static batch leaves its pages in the cache", "static_batch.go", "		l.sched.Flush() // its pages are used below\n", ""},
 	{"a static batch decodes at the wrong position", "static_batch.go", "			b.done[row]++\n", ""},
 	{"a seed depends on nothing", "submit.go", "uint64(e.options.RandomSeed) + number*0x9E3779B97F4A7C15", "uint64(e.options.RandomSeed)"},

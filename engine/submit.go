@@ -47,8 +47,10 @@ func (e *Engine) submit(ctx context.Context, r *Request, each bool) (*stream, er
 		return nil, &RequestError{"id", fmt.Sprintf("%q is running already: want another, or none", s.id)}
 	}
 	e.live[s.id] = s
+	// Under the lock: an Abort that finds the request must reach the loop after it.
+	posted := e.loop.post(message{kind: addRequest, stream: s})
 	e.mu.Unlock()
-	if !e.loop.post(message{kind: addRequest, stream: s}) {
+	if !posted {
 		e.forget(s, ErrClosed)
 		return nil, ErrClosed
 	}

@@ -55,7 +55,7 @@ func (a *assembler) add(f *feed, i int, stops bool) (Event, bool) {
 		ev.LogProbs = out.LogProbs[n : n+1 : n+1]
 	}
 	if stops {
-		out.MatchedToken = &token
+		out.MatchedToken = &out.TokenIDs[n]
 		return ev, false
 	}
 	if a.decoder == nil {

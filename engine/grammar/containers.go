@@ -1,9 +1,6 @@
 package grammar
 
-import (
-	"fmt"
-	"slices"
-)
+import "fmt"
 
 // maxIndent is the number of blanks that may stand behind a line end. White space is bounded, as models are known to go on with
 // it for ever.
@@ -91,10 +88,13 @@ func (c *schemaCompiler) properties(n *nfa, from int32, s *object, where string,
 	n.link(inner, choose[0])
 	closing := n.state()
 	end := n.bytes(space(n, closing), '}', '}')
-	stillRequired := func(i int) bool {
-		return slices.ContainsFunc(props.keys[i:], func(k string) bool { return slices.Contains(required, k) })
+	lastRequired := -1
+	for i, name := range props.keys {
+		if required[name] {
+			lastRequired = i
+		}
 	}
-	if !stillRequired(0) {
+	if lastRequired < 0 {
 		n.edge(inner, '}', '}', end)
 	}
 	for i, name := range props.keys {
@@ -104,14 +104,14 @@ func (c *schemaCompiler) properties(n *nfa, from int32, s *object, where string,
 			return 0, err
 		}
 		n.link(to, after[i+1])
-		if !slices.Contains(required, name) {
+		if !required[name] {
 			n.link(choose[i], choose[i+1])
 		}
 	}
 	for i := range count + 1 {
 		if i > 0 || additional != nil {
 			n.link(space(n, n.bytes(after[i], ',', ',')), choose[i])
-			if !stillRequired(i) {
+			if i > lastRequired {
 				n.link(after[i], closing)
 			}
 		}
@@ -134,8 +134,8 @@ func (c *schemaCompiler) properties(n *nfa, from int32, s *object, where string,
 
 // objectParts reads the keywords of an object. additional is nil if no more properties are allowed; where a schema that lists
 // properties does not say, none are.
-func (s *object) objectParts(where string) (props *object, required []string, additional any, err error) {
-	props = newObject()
+func (s *object) objectParts(where string) (props *object, required map[string]bool, additional any, err error) {
+	props, required = newObject(), map[string]bool{}
 	if v, ok := s.fields["properties"]; ok {
 		given, ok := v.(*object)
 		if !ok {
@@ -159,7 +159,7 @@ func (s *object) objectParts(where string) (props *object, required []string, ad
 			if !ok {
 				return nil, nil, nil, fail(where+"/required", "want a list of names")
 			}
-			required = append(required, name)
+			required[name] = true
 			if !props.has(name) {
 				var schema any = true
 				if additional != nil {

@@ -53,7 +53,7 @@ func (m *machine) step(s int32, b byte) int32 {
 func (m *machine) add(rule int32, n *nfa, start, end int32, limit *budget) {
 	d := determiniser{m: m, n: n, end: end, limit: limit, seen: map[string]int32{}, mark: make([]bool, len(n.states))}
 	m.starts[rule] = d.subset([]int32{start})
-	for len(d.todo) > 0 && limit.err == nil {
+	for len(d.todo) > 0 && !limit.exceeded() {
 		next := d.todo[len(d.todo)-1]
 		d.todo = d.todo[:len(d.todo)-1]
 		d.expand(next)
@@ -134,17 +134,22 @@ func (d *determiniser) expand(s subset) {
 	for _, e := range edges {
 		cut[e.lo], cut[int(e.hi)+1] = true, true
 	}
+	slices.SortFunc(edges, func(a, b edge) int { return int(a.lo) - int(b.lo) })
 	var out []edge
-	lo := 0
+	var to []int32
+	lo, begun := 0, 0
+	var active []edge // begin at or before lo and do not end before it
 	for b := 1; b <= 256; b++ {
 		if b < 256 && !cut[b] {
 			continue
 		}
-		var to []int32
-		for _, e := range edges {
-			if int(e.lo) <= lo && lo <= int(e.hi) {
-				to = append(to, e.to)
-			}
+		for ; begun < len(edges) && int(edges[begun].lo) <= lo; begun++ {
+			active = append(active, edges[begun])
+		}
+		active = slices.DeleteFunc(active, func(e edge) bool { return int(e.hi) < lo })
+		to = to[:0]
+		for _, e := range active {
+			to = append(to, e.to)
 		}
 		if len(to) > 0 {
 			target := d.subset(to)
@@ -239,7 +244,7 @@ func (m *machine) emptyStates() []bool {
 	empty := make([]bool, len(m.states))
 	for changed := true; changed; {
 		changed = false
-		for i := range m.states {
+		for i := len(m.states) - 1; i >= 0; i-- {
 			if empty[i] {
 				continue
 			}

@@ -105,7 +105,7 @@ func compileRegex(pattern string) (*machine, error) {
 	if err != nil {
 		return nil, err
 	}
-	limit := &budget{left: maxStates}
+	limit := newBudget()
 	n := newNFA(limit)
 	start := n.state()
 	b := regexBuilder{n, writeUTF8}

@@ -8,6 +8,7 @@ import (
 	"slices"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
@@ -361,6 +362,40 @@ func TestErrors(t *testing.T) {
 	}
 	_, err := Compile(Spec{Regex: "a", JSONSchema: "{}"}, v)
 	require.Error(t, err)
+}
+
+// TestHeavySpecs are big but not refused, or refused in time.
+func TestHeavySpecs(t *testing.T) {
+	v := smallVocabulary(t)
+	var names, props []string
+	for i := range 5000 {
+		names = append(names, fmt.Sprintf(`"p%d"`, i))
+		props = append(props, fmt.Sprintf(`"p%d":{"type":"boolean"}`, i))
+	}
+	refs := make([]string, 200)
+	for i := range refs {
+		refs[i] = fmt.Sprintf(`"d%d":{"type":"array","items":{"anyOf":[{"$ref":"#/$defs/d%d"},{"$ref":"#/$defs/d%d"}]}}`, i, (i*7+1)%len(refs), (i*13+5)%len(refs))
+	}
+	for name, spec := range map[string]Spec{
+		"many properties": {JSONSchema: `{"properties":{` + strings.Join(props[:1000], ",") + `},"required":[` + strings.Join(names[:1000], ",") + `]}`},
+		"too many":        {JSONSchema: `{"properties":{` + strings.Join(props, ",") + `},"required":[` + strings.Join(names, ",") + `]}`},
+		"many names":      {JSONSchema: `{"properties":{` + strings.Join(props[:300], ",") + `},"additionalProperties":true}`},
+		"big enum":        {JSONSchema: `{"enum":[` + strings.Join(names, ",") + `]}`},
+		"ambiguous":       {JSONSchema: `{"$ref":"#/$defs/d0","$defs":{` + strings.Join(refs, ",") + `}}`},
+		"letters":         {Regex: `(\pL{1,200}\pN{1,200}){1,4}`},
+		"any text":        {Regex: `.{0,1000}`},
+	} {
+		t.Run(name, func(t *testing.T) {
+			start := time.Now()
+			g, err := Compile(spec, v)
+			require.Less(t, time.Since(start), 20*time.Second)
+			if err != nil {
+				require.ErrorContains(t, err, "too complex")
+				return
+			}
+			run(t, g, 1)
+		})
+	}
 }
 
 func TestCompileRemembers(t *testing.T) {

@@ -114,9 +114,13 @@ func (m *merges) keyword(key string, a, b any, where string) (any, error) {
 		x, ok1 := a.([]any)
 		y, ok2 := b.([]any)
 		if ok1 && ok2 {
+			other := map[string]bool{}
+			for _, v := range y {
+				other[compact(v)] = true
+			}
 			both := []any{}
 			for _, v := range x {
-				if slices.ContainsFunc(y, func(w any) bool { return compact(v) == compact(w) }) {
+				if other[compact(v)] {
 					both = append(both, v)
 				}
 			}

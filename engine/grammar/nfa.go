@@ -1,6 +1,9 @@
 package grammar
 
-import "fmt"
+import (
+	"fmt"
+	"time"
+)
 
 // nfa is a rule under construction: states with edges over bytes, calls of other rules, and empty edges. Building works from
 // left to right: each method adds what follows state from and returns the state behind it.
@@ -65,11 +68,14 @@ func (n *nfa) call(from, rule int32) int32 {
 	return to
 }
 
-// budget bounds what one Compile may build.
+// budget bounds what one Compile may build, and for how long.
 type budget struct {
-	left int
-	err  error
+	left     int
+	deadline time.Time
+	err      error
 }
+
+func newBudget() *budget { return &budget{left: maxStates, deadline: time.Now().Add(maxTime)} }
 
 func (b *budget) take() bool {
 	if b.left > 0 {
@@ -80,4 +86,12 @@ func (b *budget) take() bool {
 		b.err = &Error{Problem: fmt.Sprintf("too complex: needs more than %d states", maxStates)}
 	}
 	return false
+}
+
+// exceeded tells if there is nothing left.
+func (b *budget) exceeded() bool {
+	if b.err == nil && time.Now().After(b.deadline) {
+		b.err = &Error{Problem: fmt.Sprintf("too complex: takes more than %v to compile", maxTime)}
+	}
+	return b.err != nil
 }

@@ -93,7 +93,7 @@ func (b *regexBuilder) any(from int32) int32 {
 
 // add appends re. first and last tell if it stands at the beginning and at the end of the text, where anchors may.
 func (b *regexBuilder) add(re *syntax.Regexp, from int32, first, last bool) (int32, error) {
-	if b.n.limit.err != nil {
+	if b.n.limit.exceeded() {
 		return 0, b.n.limit.err
 	}
 	switch re.Op {

@@ -33,10 +33,10 @@ func compileSchema(text string) (*machine, error) {
 	if err != nil {
 		return nil, err
 	}
-	c := &schemaCompiler{limit: &budget{left: maxStates}, root: root, m: &machine{}, rules: map[string]int32{}}
+	c := &schemaCompiler{limit: newBudget(), root: root, m: &machine{}, rules: map[string]int32{}}
 	c.merges.resolve = c.resolve
 	c.rule("#", func(n *nfa, from int32) (int32, error) { return c.schema(n, from, root, "#", 0) })
-	for len(c.todo) > 0 && c.limit.err == nil {
+	for len(c.todo) > 0 && !c.limit.exceeded() {
 		task := c.todo[0]
 		c.todo = c.todo[1:]
 		if task.add != nil {
@@ -90,7 +90,7 @@ func (c *schemaCompiler) schema(n *nfa, from int32, s any, where string, depth i
 	if depth > maxSchemaDepth {
 		return 0, fail(where, "schemas are nested more than %d deep", maxSchemaDepth)
 	}
-	if c.limit.err != nil {
+	if c.limit.exceeded() {
 		return 0, c.limit.err
 	}
 	switch s := s.(type) {

@@ -10,7 +10,6 @@ const defaultMaxTokens = 16 // of /v1/completions, as OpenAI's
 type completionsRequest struct {
 	*openAIRequest
 	echo   bool
-	noText bool     // max_tokens 0: only the prompt is wanted; the one token that the engine makes is dropped
 	echoes []string // the prompt's text for each generation, if echo is set
 }
 
@@ -51,11 +50,8 @@ func (c *call) decodeCompletions(o *object) (*completionsRequest, error) {
 	}
 	o.refuse("the models served here continue text, they do not fill gaps", "suffix")
 	salt := o.cacheSalt()
-	if q.echo && s.MaxNewTokens == 0 && !q.stream {
-		q.noText, s.MaxNewTokens = true, 1
-	}
-	if s.MaxNewTokens == 0 {
-		o.fail("max_tokens", "invalid_value", "is 0: want at least 1, or echo: true without stream")
+	if s.MaxNewTokens == 0 && !q.echo {
+		o.fail("max_tokens", "invalid_value", "is 0: want at least 1, or echo: true to score the prompt")
 	}
 	if q.stream && q.echo && q.logProbs {
 		o.fail("echo", "unsupported_parameter", "with logprobs is only answered without stream")
@@ -177,14 +173,10 @@ func (e *completionsEncoder) whole(outputs []*engine.Output) []byte {
 		if i > 0 {
 			buf = append(buf, ',')
 		}
-		text, ids, logProbs := out.Text, out.TokenIDs, out.LogProbs
-		if e.q.noText {
-			text, ids, logProbs = "", nil, nil
-		}
-		e.total.completion += len(ids)
-		e.c.tokens += len(ids)
+		e.total.completion += len(out.TokenIDs)
+		e.c.tokens += len(out.TokenIDs)
 		e.total.add(out, isFirstChoice(i, e.q.work.n))
-		buf = e.choice(buf, i, text, ids, logProbs, out)
+		buf = e.choice(buf, i, out.Text, out.TokenIDs, out.LogProbs, out)
 	}
 	buf = append(buf, `],"usage":`...)
 	buf = e.total.append(buf)

@@ -207,3 +207,37 @@ func TestQueueBound(t *testing.T) {
 	assert.Equal(t, cap(codes), got[200]+got[429], "%v", got)
 	eventually(t, "an empty engine", func() bool { st := e.Stats(); return st.Running+st.Waiting == 0 })
 }
+
+// With no token to make, the prompt alone is scored: what evaluation tools ask for.
+func TestScorePrompt(t *testing.T) {
+	e := openTiny(t, nil)
+	defer e.Close()
+	o := DefaultOptions()
+	o.ServedModelName, o.LogInterval = "tiny", 0
+	s, err := New(o, nil, quiet())
+	require.NoError(t, err)
+	s.Start(e)
+	w := do(s, "POST", "/v1/completions", `{"prompt":[1,2,3,4],"max_tokens":0,"echo":true,"logprobs":1}`)
+	require.Equal(t, 200, w.Code, w.Body.String())
+	var answer struct {
+		Choices []struct {
+			Logprobs struct {
+				Values []*float64 `json:"token_logprobs"`
+			}
+		}
+		Usage struct {
+			Completion int `json:"completion_tokens"`
+		}
+	}
+	require.NoError(t, json.Unmarshal(w.Body.Bytes(), &answer))
+	values := answer.Choices[0].Logprobs.Values
+	require.Len(t, values, 4)
+	assert.Nil(t, values[0], "the first token follows nothing")
+	for _, v := range values[1:] {
+		assert.Negative(t, *v)
+	}
+	assert.Zero(t, answer.Usage.Completion)
+	w = do(s, "POST", "/generate", `{"input_ids":[1,2,3,4],"return_logprob":true,"logprob_start_len":2,"sampling_params":{"max_new_tokens":0}}`)
+	require.Equal(t, 200, w.Code, w.Body.String())
+	assert.Equal(t, 2, strings.Count(w.Body.String(), ",null]"), w.Body.String())
+}

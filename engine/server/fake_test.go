@@ -65,6 +65,12 @@ func (f *fakeEngine) Stream(ctx context.Context, r engine.Request) iter.Seq2[eng
 			}
 			yield(engine.Event{At: f.clock(), Done: out}, err)
 		}
+		if r.Sampling.MaxNewTokens == 0 {
+			out.Finish, out.Finished = engine.FinishLength, f.clock()
+			f.scorePrompt(&r, out)
+			yield(engine.Event{At: f.clock(), Done: out}, nil)
+			return
+		}
 		var text strings.Builder
 		for i := range r.Sampling.MaxNewTokens {
 			if ctx.Err() != nil {
@@ -106,16 +112,20 @@ func (f *fakeEngine) Stream(ctx context.Context, r engine.Request) iter.Seq2[eng
 			if out.Finish != "" {
 				out.Text = text.String()
 				out.Finished = out.Arrived.Add(10 * time.Millisecond)
-				if r.PromptLogProbs {
-					for _, id := range r.InputIDs[1:] {
-						out.PromptLogProbs = append(out.PromptLogProbs, engine.TokenLogProb{Token: id, LogProb: -1.25})
-					}
-				}
+				f.scorePrompt(&r, out)
 				ev.Done = out
 			}
 			if !yield(ev, nil) || ev.Done != nil {
 				return
 			}
+		}
+	}
+}
+
+func (f *fakeEngine) scorePrompt(r *engine.Request, out *engine.Output) {
+	if r.PromptLogProbs {
+		for _, id := range r.InputIDs[1:] {
+			out.PromptLogProbs = append(out.PromptLogProbs, engine.TokenLogProb{Token: id, LogProb: -1.25})
 		}
 	}
 }

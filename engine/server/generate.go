@@ -180,7 +180,7 @@ func (o *object) samplingParams(prompts int, m *modelInfo) (list []engine.Sampli
 
 func (o *object) nativeSampling(m *modelInfo) (s engine.Sampling, n int) {
 	s, n = newSampling(defaultNewTokens), 1
-	o.integer("max_new_tokens", &s.MaxNewTokens, 1, math.MaxInt32)
+	o.integer("max_new_tokens", &s.MaxNewTokens, 0, math.MaxInt32)
 	o.integer("min_new_tokens", &s.MinNewTokens, 0, math.MaxInt32)
 	o.integer("n", &n, 1, maxChoices)
 	o.seed("sampling_seed", &s.Seed)

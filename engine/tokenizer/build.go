@@ -12,6 +12,9 @@ import (
 // maxID bounds ids, so that a lying file cannot make us allocate without end. The largest vocabularies are below 2^19.
 const maxID = 1 << 22
 
+// sparseIDs is how far ids may go beyond eight times the number of tokens.
+const sparseIDs = 1 << 16
+
 // add puts a token into the tables.
 func (t *Tokenizer) add(content string, id int64) error {
 	if id < 0 || id >= maxID {

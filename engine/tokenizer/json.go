@@ -166,6 +166,13 @@ func (p *parser) vocabulary(f *fileJSON) error {
 	if len(p.vocab) == 0 {
 		return p.problem("vocabulary is empty")
 	}
+	highest := int32(0)
+	for _, id := range p.vocab {
+		highest = max(highest, id)
+	}
+	if int(highest) > sparseIDs+8*len(p.vocab) {
+		return p.problem("ids go up to %d for %d tokens", highest, len(p.vocab))
+	}
 	for token, id := range p.vocab {
 		if err := p.t.add(token, int64(id)); err != nil {
 			return p.problem("%v", err)
@@ -182,6 +189,9 @@ func (p *parser) addedTokens(f *fileJSON) error {
 		}
 		if a.Content == "" {
 			return p.problem("added token %d is empty", id)
+		}
+		if id > int64(sparseIDs+8*len(p.t.content)) {
+			return p.problem("added token %q has id %d for %d tokens", short(a.Content), id, len(p.t.content))
 		}
 		if err := p.t.add(a.Content, id); err != nil {
 			return p.problem("added token: %v", err)

@@ -4,6 +4,7 @@ import (
 	"flag"
 	"fmt"
 	"os"
+	"reflect"
 	"strings"
 )
 
@@ -88,8 +89,8 @@ func (o *Options) Table() []Option {
 		{Name: "random-seed", Value: &o.RandomSeed, Help: "seed of requests that bring none"},
 		{Name: "threads", Value: &o.Threads, Help: "worker threads of the CPU backend; 0: one a processor"},
 		{Name: "deterministic", Aliases: []string{"enable-deterministic-inference"}, Value: &o.Deterministic, Help: "results do not depend on batch mates, bit for bit"},
-		{Name: "speculative-algorithm", Value: &o.SpeculativeAlgorithm, Choices: []string{"", "NGRAM"}, Help: "draft tokens to verify: none, or from repeated text"},
-		{Name: "speculative-num-draft-tokens", Value: &o.SpeculativeNumTokens, Help: "drafted tokens a step"},
+		{Name: "speculative-algorithm", Value: &o.SpeculativeAlgorithm, Choices: []string{"", "NGRAM"}, Help: "where draft tokens come from; not built yet, so only none is taken"},
+		{Name: "speculative-num-draft-tokens", Value: &o.SpeculativeNumTokens, Help: "drafted tokens of a step; not built yet"},
 	}
 }
 
@@ -190,4 +191,40 @@ func ExpandPrefixes(fs *flag.FlagSet, args []string) []string {
 		}
 	}
 	return out
+}
+
+// MarkdownTable shows a table of options for documentation; defaults are what the rows' values hold.
+func MarkdownTable(table []Option) string {
+	var b strings.Builder
+	b.WriteString("| Option | Default | What it does |\n|--|--|--|\n")
+	for _, o := range table {
+		name := "`--" + o.Name + "`"
+		for _, alias := range o.Aliases {
+			name += ", `--" + alias + "`"
+		}
+		help := o.Help
+		if len(o.Choices) > 0 {
+			help += ": `" + strings.Join(quoted(o.Choices), "`, `") + "`"
+		}
+		fmt.Fprintf(&b, "| %s<br>`%s` | %s | %s |\n", name, o.Env(), defaultOf(o.Value), strings.ReplaceAll(help, "|", `\|`))
+	}
+	return b.String()
+}
+
+func defaultOf(value any) string {
+	text := ""
+	switch v := value.(type) {
+	case *string:
+		text = *v
+	case *bool:
+		text = map[bool]string{false: "off", true: "on"}[*v]
+	case fmt.Stringer:
+		text = v.String()
+	default: // the other kinds that a row may hold are pointers to numbers
+		text = fmt.Sprint(reflect.ValueOf(v).Elem())
+	}
+	if text == "" {
+		return ""
+	}
+	return "`" + text + "`"
 }

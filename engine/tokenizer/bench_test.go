@@ -52,6 +52,7 @@ func BenchmarkEncodePrompt(b *testing.B) {
 	s := benchTexts()["english"][:2000]
 	b.SetBytes(int64(len(s)))
 	b.ReportAllocs()
+	b.ResetTimer()
 	for range b.N {
 		tk.Encode(s, true)
 	}
@@ -64,6 +65,7 @@ func BenchmarkDecodeStream(b *testing.B) {
 	b.ReportAllocs()
 	d := tk.NewDecoder(true)
 	n := 0
+	b.ResetTimer()
 	for i := range b.N {
 		n += len(d.Add(ids[i%len(ids)]))
 	}

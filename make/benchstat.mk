@@ -11,11 +11,13 @@ baseline: ## store RESULTS (at least 6 samples a row) as this machine's baseline
 	@$(GO) run ./benchstat baseline $(BASELINES) $(RESULTS)
 
 # The host's hot path: rows that need no GPU.
-HOSTPKGS = ./engine/scheduler ./engine/tokenizer ./engine/server
+HOSTPKGS = ./engine/scheduler ./engine/kvcache ./engine/tokenizer ./engine/server
+HOSTBENCH = ^Benchmark(Step|EncodePrompt|DecodeStream|Event|Match)$$
 HOSTCOUNT ?= 10
+HOSTTIME ?= 50ms
 .PHONY: bench-host ab bisect history-page
 bench-host: ## benchmark the host's hot path (scheduler step, tokenizer, SSE writer): benchfmt on stdout
-	@$(GO) test -run '^$$' -bench . -benchmem -benchtime 100x -count $(HOSTCOUNT) $(HOSTPKGS)
+	@$(GO) test -run '^$$' -bench '$(HOSTBENCH)' -benchmem -benchtime $(HOSTTIME) -count $(HOSTCOUNT) $(HOSTPKGS)
 
 BASE ?= main
 BENCH ?= .
@@ -34,7 +36,7 @@ history-page: ## draw the stored results as one HTML page on stdout
 .PHONY: host-gate bench-pr bench-pr-number nightly actionlint
 host-gate: ## judge the host's hot path against BASE, interleaved
 	@worst=0; for pkg in $(HOSTPKGS); do \
-	  $(GO) run ./benchstat/ab --base $$(git merge-base $(BASE) HEAD) --pkg $$pkg --benchtime 100x --threshold 0.10 --n $(N) -- -test.benchmem; \
+	  $(GO) run ./benchstat/ab --base $$(git merge-base $(BASE) HEAD) --pkg $$pkg --bench '$(HOSTBENCH)' --benchtime $(HOSTTIME) --threshold 0.10 --n $(N) -- -test.benchmem; \
 	  code=$$?; [ $$code -le $$worst ] || worst=$$code; done; exit $$worst
 
 bench-pr: ## the work tree against its merge base with BASE; results and verdict.md in .cache/pr

@@ -104,6 +104,16 @@ type maskJob struct {
 	token  int32
 }
 
+// do follows the token and makes the answer to the loop.
+func (j maskJob) do() message {
+	more, err := j.stream.constraint.accept(j.token)
+	m := message{kind: maskReady, stream: j.stream, err: err}
+	if !more {
+		m.kind = constraintDone
+	}
+	return m
+}
+
 // helpers make masks. They are started with the first constrained request.
 type helpers struct {
 	jobs    chan maskJob // holds one job a slot: a send never waits
@@ -122,12 +132,7 @@ func (h *helpers) start(l *loop, slots int) {
 	for range min(4, runtime.GOMAXPROCS(0)) {
 		h.running.Go(func() {
 			for job := range h.jobs {
-				more, err := job.stream.constraint.accept(job.token)
-				m := message{kind: maskReady, stream: job.stream, err: err}
-				if !more {
-					m.kind = constraintDone
-				}
-				l.post(m) // a closed loop needs none
+				l.post(job.do()) // a closed loop needs none
 			}
 		})
 	}
@@ -143,7 +148,7 @@ func (h *helpers) stop() {
 // waitForMasks takes messages until all masks have come or patience ends, and returns false once the engine closes.
 func (l *loop) waitForMasks() bool {
 	h := &l.helpers
-	h.timer.Reset(maskPatience)
+	h.timer.Reset(l.patience)
 	for h.open > 0 {
 		select {
 		case <-l.inbox.wake:

@@ -24,17 +24,18 @@ type loop struct {
 	closeErr error // of the backend; read after done
 
 	// Below: the loop's own.
-	batch   backend.Batch
-	result  backend.Result
-	flights [backend.MaxInFlight]flight // oldest first
-	flying  int
-	streams map[*stream]struct{} // that have not ended
-	calls   []message            // wait until nothing is in flight
-	stalled bool                 // nothing can be launched before a message comes
-	failure error
-	helpers helpers
-	meter   meter
-	now     func() time.Time
+	batch    backend.Batch
+	result   backend.Result
+	flights  [backend.MaxInFlight]flight // oldest first
+	flying   int
+	streams  map[*stream]struct{} // that have not ended
+	calls    []message            // wait until nothing is in flight
+	stalled  bool                 // nothing can be launched before a message comes
+	failure  error
+	helpers  helpers
+	patience time.Duration // for masks, while the device is busy
+	meter    meter
+	now      func() time.Time
 }
 
 // flight is a launched step.
@@ -46,7 +47,7 @@ type flight struct {
 func newLoop() *loop {
 	return &loop{
 		inbox: inbox{wake: make(chan struct{}, 1)}, done: make(chan struct{}), streams: map[*stream]struct{}{}, stalled: true,
-		now: time.Now,
+		now: time.Now, patience: maskPatience,
 	}
 }
 
@@ -87,7 +88,7 @@ func (l *loop) turn() bool {
 	if !l.receive(l.stalled) {
 		return false
 	}
-	if l.helpers.open > 0 && l.flying > 0 && !l.waitForMasks() {
+	if l.helpers.open > 0 && l.flying > 0 && l.patience > 0 && !l.waitForMasks() {
 		return false
 	}
 	for l.flying < l.depth && l.launch() {

@@ -81,15 +81,15 @@ func TestSimulation(t *testing.T) {
 	require.Greater(t, total.Preemptions, requests.Load()/100)
 	require.Greater(t, total.Cached, requests.Load()/2)
 	require.Greater(t, total.Surplus, requests.Load()/50)
-	for _, n := range []int{total.Stopped, total.Length, total.Aborted, total.Refused, total.Failed, total.Closed} {
+	for _, n := range []int{total.Stopped, total.Length, total.Aborted, total.Refused, total.Failed, total.Closed, total.Held} {
 		require.Greater(t, n, int(requests.Load()/1000), "%+v", total)
 	}
 }
 
 // simTotals tells how wild the worlds were.
 type simTotals struct {
-	Turns, Preemptions, Cached, Surplus, Evicted              uint64
-	Stopped, Length, Aborted, Refused, Failed, Closed, Busied int
+	Turns, Preemptions, Cached, Surplus, Evicted                    uint64
+	Stopped, Length, Aborted, Refused, Failed, Closed, Busied, Held int
 }
 
 func (a *simTotals) add(b simTotals) {
@@ -105,6 +105,7 @@ func (a *simTotals) add(b simTotals) {
 	a.Failed += b.Failed
 	a.Closed += b.Closed
 	a.Busied += b.Busied
+	a.Held += b.Held
 }
 
 var (
@@ -133,6 +134,12 @@ type simReader struct {
 	problem error
 }
 
+// simMask is a job of the helpers that make masks, which the simulation does itself, late.
+type simMask struct {
+	job maskJob
+	due uint64 // turn
+}
+
 // simulation is one world in progress.
 type simulation struct {
 	world   *world
@@ -143,6 +150,7 @@ type simulation struct {
 	readers []*simReader
 	live    []*simReader
 	flushes []chan error
+	masks   []simMask
 	totals  simTotals
 	closed  bool
 }
@@ -168,6 +176,7 @@ func (w *world) run(tok *tokenizer.Tokenizer, log *os.File) (_ simTotals, err er
 			s.loop.close()
 		}
 		s.act()
+		s.makeMasks()
 		if err := s.loopTurn(); err != nil {
 			return s.totals, err
 		}
@@ -202,9 +211,12 @@ func (s *simulation) open(tok *tokenizer.Tokenizer) {
 	}
 	s.loop = newLoop()
 	s.loop.now = func() time.Time { return s.clock }
+	s.loop.patience = 0
+	s.loop.helpers.jobs = make(chan maskJob, w.Info.MaxRows)
 	s.engine = &Engine{
 		options: w.Options, info: w.Info, tokenizer: tok, eos: []int32{0}, live: map[string]*stream{}, loop: s.loop,
 	}
+	s.engine.vocabulary.once.Do(func() { s.engine.vocabulary.v = simVocabulary(tok) })
 	s.loop.init(device, newScheduler(&w.Options, w.Info), &w.Options)
 	s.engine.limit = s.loop.sched.Limit()
 }
@@ -225,8 +237,8 @@ func (s *simulation) arrive(q *simRequest) {
 	if s.world.Options.SchedulePolicy == "lpm" {
 		work += 32 * 30 // and 32 who came after
 	}
-	rd.bound = s.turn + 50 + 6*work + uint64(10*q.Pace)
-	rd.want = expect(s.engine.tokenizer, &rd.r, int(st.req.MaxNewTokens))
+	rd.bound = s.turn + 50 + 10*work + uint64(10*q.Pace)
+	rd.want = expect(s.engine.tokenizer, &rd.r, st.req.MaxNewTokens)
 	rd.reader = newReader(s.engine, &rd.r, st, q.Events)
 	s.live = append(s.live, rd)
 }
@@ -260,6 +272,24 @@ func (s *simulation) act() {
 	}
 }
 
+// makeMasks takes the helpers' jobs and answers those whose time has come.
+func (s *simulation) makeMasks() {
+	jobs := s.loop.helpers.jobs
+	for len(jobs) > 0 {
+		job := <-jobs
+		s.masks = append(s.masks, simMask{job, s.turn + uint64(job.token)%4})
+	}
+	kept := s.masks[:0]
+	for _, m := range s.masks {
+		if m.due > s.turn {
+			kept = append(kept, m)
+			continue
+		}
+		s.loop.post(m.job.do())
+	}
+	s.masks = kept
+}
+
 // loopTurn is one round of the loop, if it would not sleep.
 func (s *simulation) loopTurn() error {
 	s.clock = s.clock.Add(time.Duration(1+s.turn*7919%5000) * time.Microsecond)
@@ -279,7 +309,7 @@ func (s *simulation) loopTurn() error {
 	if err := l.sched.Check(); err != nil {
 		return fmt.Errorf("turn %d: %w", s.turn, err)
 	}
-	if l.stalled && l.sched.NumWaiting()+l.sched.NumRunning() > 0 {
+	if l.stalled && l.helpers.open == 0 && l.sched.NumWaiting()+l.sched.NumRunning() > 0 {
 		return fmt.Errorf("turn %d: %d requests wait and %d run, and nothing can be launched", s.turn, l.sched.NumWaiting(), l.sched.NumRunning())
 	}
 	return nil
@@ -335,7 +365,7 @@ func (s *simulation) readOne(rd *simReader) {
 
 func (s *simulation) quiet() bool {
 	l := s.loop
-	return l.failure != nil || l.sched.Idle() && l.flying == 0 && len(l.inbox.queue) == 0
+	return l.failure != nil || l.sched.Idle() && l.flying == 0 && len(l.inbox.queue) == 0 && l.helpers.open == 0
 }
 
 // finish checks what must hold once everyone has gone.
@@ -426,6 +456,9 @@ func (s *simulation) verify(rd *simReader) error {
 			return fmt.Errorf("%d prompt log probabilities", len(d.PromptLogProbs))
 		case d.Scheduled.Before(d.Arrived) || d.Finished.Before(d.Scheduled) || len(want) > 0 && (d.FirstToken.Before(d.Scheduled) || d.Finished.Before(d.FirstToken)):
 			return errors.New("times are out of order")
+		}
+		if rd.Regex != "" {
+			s.totals.Held++
 		}
 		if d.Finish == FinishStop {
 			s.totals.Stopped++

@@ -5,8 +5,10 @@ import (
 	"math/rand/v2"
 	"slices"
 	"strings"
+	"sync"
 
 	"github.com/tokamak-engine/tokamak/engine/backend"
+	"github.com/tokamak-engine/tokamak/engine/grammar"
 	"github.com/tokamak-engine/tokamak/engine/scheduler/fakebackend"
 	"github.com/tokamak-engine/tokamak/engine/tokenizer"
 )
@@ -32,6 +34,7 @@ type simRequest struct {
 	IgnoreEOS      bool
 	StopIDs        []int32
 	Stop           []string
+	Regex          string
 	Salt           string
 	PromptLogProbs bool
 	Penalty        bool // makes the backend compare the tokens it is told with those it has
@@ -55,6 +58,7 @@ func (q *simRequest) request() Request {
 	r := Request{ID: fmt.Sprint("sim-", q.ID), InputIDs: q.Prompt, CacheSalt: q.Salt, PromptLogProbs: q.PromptLogProbs, Sampling: DefaultSampling(q.MaxNew)}
 	r.Sampling.MinNewTokens, r.Sampling.IgnoreEOS = q.MinNew, q.IgnoreEOS
 	r.Sampling.StopTokenIDs, r.Sampling.Stop = q.StopIDs, q.Stop
+	r.Sampling.Regex = q.Regex
 	if q.Penalty {
 		r.Sampling.RepetitionPenalty = 1.1
 	}
@@ -126,6 +130,10 @@ func drawWorld(seed uint64) *world {
 		if chance(20) {
 			q.Salt = []string{"x", "y"}[rng.IntN(2)]
 		}
+		if chance(8) {
+			q.Regex = []string{`(ab|cd)*z`, `the( in)+`, `[a-e]{1,5}`}[rng.IntN(3)]
+			q.Stop, q.StopIDs, q.MinNew = nil, nil, 0
+		}
 		q.PromptLogProbs = chance(8)
 		if chance(15) {
 			q.Pace = between(2, 40)
@@ -149,6 +157,9 @@ type simExpectation struct {
 // expect works out a request's output from the fake model and the rules, and not from the engine's code.
 func expect(tok *tokenizer.Tokenizer, r *Request, maxNew int) simExpectation {
 	p := &r.Sampling
+	if p.Regex != "" {
+		return expectHeld(tok, r, maxNew)
+	}
 	stop := slices.Clone(p.StopTokenIDs)
 	if !p.IgnoreEOS {
 		stop = append(stop, 0)
@@ -186,6 +197,51 @@ func expect(tok *tokenizer.Tokenizer, r *Request, maxNew int) simExpectation {
 		}
 	}
 	want.text = said
+	return want
+}
+
+var simVocabularies sync.Map // by tokenizer: compiled grammars are kept from world to world
+
+func simVocabulary(tok *tokenizer.Tokenizer) *grammar.Vocabulary {
+	v, ok := simVocabularies.Load(tok)
+	if !ok {
+		v, _ = simVocabularies.LoadOrStore(tok, grammar.FromTokenizer(tok, len(pieces), []int32{0}))
+	}
+	return v.(*grammar.Vocabulary)
+}
+
+// expectHeld is expect for a request that is held to a regular expression and has no other stop.
+func expectHeld(tok *tokenizer.Tokenizer, r *Request, maxNew int) simExpectation {
+	g, err := grammar.Compile(grammar.Spec{Regex: r.Sampling.Regex}, simVocabulary(tok))
+	if err != nil {
+		panic(err)
+	}
+	m := g.NewMatcher()
+	mask := make([]uint32, (len(pieces)+31)/32)
+	chain := uint64(0)
+	for _, t := range r.InputIDs {
+		chain = fakebackend.Extend(chain, t)
+	}
+	want := simExpectation{finish: FinishLength}
+	for len(want.tokens) < maxNew {
+		m.Mask(mask)
+		t := fakebackend.Sample(chain, len(pieces), mask)
+		if err := m.Accept(t); err != nil {
+			panic(err)
+		}
+		chain = fakebackend.Extend(chain, t)
+		want.tokens = append(want.tokens, t)
+		ended := t == 0 && !r.Sampling.IgnoreEOS
+		if ended || m.Ended() && len(want.tokens) < maxNew {
+			want.finish = FinishStop
+			break
+		}
+	}
+	said := want.tokens
+	if n := len(said); n > 0 && said[n-1] == 0 {
+		said = said[:n-1]
+	}
+	want.text = tok.Decode(said, true)
 	return want
 }
 
@@ -232,6 +288,7 @@ func (w *world) shrink(tok *tokenizer.Tokenizer) (*world, error) {
 			func(q *simRequest) { q.Act = actNone },
 			func(q *simRequest) { q.Pace = 1 },
 			func(q *simRequest) { q.Stop = nil },
+			func(q *simRequest) { q.Regex = "" },
 			func(q *simRequest) { q.StopIDs, q.MinNew = nil, 0 },
 			func(q *simRequest) { q.Salt = "" },
 			func(q *simRequest) { q.PromptLogProbs = false },

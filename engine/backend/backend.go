@@ -15,7 +15,7 @@ type Backend interface {
 	// Info describes the opened backend; it does not change.
 	Info() Info
 	// Launch enqueues one step, forward pass and sampling, and does not wait for it. It has copied what it needs of b when
-	// it returns. Steps run and finish in the order of their launch. At most [MaxInFlight] steps may be awaiting.
+	// it returns. A batch that is refused (see [Checker]) has no effect. Steps run and finish in the order of their launch. At most [MaxInFlight] steps may be awaiting.
 	Launch(b *Batch) (StepID, error)
 	// Wait blocks until step id has finished and fills out, reusing its slices. Steps are awaited in launch order.
 	// An error is final for the backend: every later call returns it again.
@@ -66,7 +66,8 @@ type Row struct {
 	Slot int
 	// Start is set on a sequence's first row in its slot, and after it lost the slot: it (re)initialises the slot's state.
 	Start *Start
-	// Tokens is the chunk of the sequence to prefill, [n]. Empty: a decode row of one token, the one sampled last in Slot.
+	// Tokens is the chunk of the sequence to prefill, [n]. Empty: a decode row of one token, the one sampled last in Slot, which
+	// must have one.
 	Tokens []int32
 	// Position is the number of the sequence's tokens that the KV cache holds already; the row's first token goes there.
 	Position int
@@ -98,7 +99,7 @@ type Start struct {
 
 // Sampling says how a sequence's tokens are chosen. The order is: logits, + bias, penalties, mask, temperature, then top-k,
 // top-p and min-p on the tempered distribution, then a draw. A draw is a function of (Seed, position) alone: it does not
-// depend on the batch, on chunks or on preemption.
+// depend on the batch, on chunks or on preemption. The zero Sampling is greedy with every option off: a TopP or RepetitionPenalty of 0 is off, too.
 type Sampling struct {
 	Temperature       float32 // 0 is greedy: the most likely token, the lowest id on a tie
 	TopK              int     // keep the k most likely; 0 keeps all

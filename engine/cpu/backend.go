@@ -23,8 +23,7 @@ type Backend struct {
 	stepper *stepper
 
 	// Owned by the goroutine that calls the methods.
-	slots    []slotState
-	inBatch  []bool
+	checker  *backend.Checker
 	launched backend.StepID // id of the next step to launch
 	awaited  backend.StepID // id of the next step to await
 	inFlight [backend.MaxInFlight]*step
@@ -117,13 +116,14 @@ func open(cfg *model.Config, w *weights.Store, o backend.Options, p *pool, ks *k
 	if err := checkDType(o.DType, net.dtype); err != nil {
 		return nil, err
 	}
+	info := backend.Info{
+		Name: "cpu", Device: deviceName(p.threads(), ks.name), DType: net.dtype,
+		VocabSize: cfg.VocabSize, MaxContext: o.MaxContext, MaxRows: o.MaxRows, MaxTokens: o.MaxTokens,
+		PageSize: o.PageSize, NumPages: numPages,
+		WeightBytes: net.bytes, KVBytesPerToken: perToken,
+	}
 	return &Backend{
-		info: backend.Info{
-			Name: "cpu", Device: deviceName(p.threads(), ks.name), DType: net.dtype,
-			VocabSize: cfg.VocabSize, MaxContext: o.MaxContext, MaxRows: o.MaxRows, MaxTokens: o.MaxTokens,
-			PageSize: o.PageSize, NumPages: numPages,
-			WeightBytes: net.bytes, KVBytesPerToken: perToken,
-		},
+		info: info,
 		stepper: &stepper{
 			cfg: cfg, net: net, pool: p, kernels: ks, bf16KV: bf16KV, invFreq: cfg.InvFreq(),
 			cache: kvCache{layers: cfg.NumLayers, heads: cfg.NumKVHeads, dim: cfg.HeadDim, pageSize: o.PageSize,
@@ -131,7 +131,7 @@ func open(cfg *model.Config, w *weights.Store, o backend.Options, p *pool, ks *k
 			sequences: make([]*sequence, o.MaxRows),
 			scratch:   make([]scratch, p.threads()),
 		},
-		slots: make([]slotState, o.MaxRows), inBatch: make([]bool, o.MaxRows),
+		checker:  backend.NewChecker(info),
 		launched: 1, awaited: 1,
 		queue: make(chan *step, backend.MaxInFlight), stopped: make(chan struct{}),
 	}, nil
@@ -148,9 +148,10 @@ func (b *Backend) Launch(batch *backend.Batch) (backend.StepID, error) {
 	if b.launched-b.awaited == backend.MaxInFlight {
 		return 0, backend.ErrTooManySteps
 	}
-	if err := b.check(batch); err != nil {
+	if err := b.checker.Check(batch); err != nil {
 		return 0, err
 	}
+	b.checker.Launched(batch)
 	s := b.newStep(batch)
 	b.inFlight[s.id%backend.MaxInFlight] = s
 	b.launched++

@@ -43,7 +43,7 @@ type Backend struct {
 
 	// Owned by the goroutine that calls the methods.
 	slots    []slot
-	inBatch  []bool
+	checker  *backend.Checker
 	launched backend.StepID // id of the next step to launch
 	awaited  backend.StepID // id of the next step to await
 	steps    [backend.MaxInFlight]step
@@ -55,11 +55,10 @@ var _ backend.Backend = (*Backend)(nil)
 
 // slot is what the host knows of a sequence on the device.
 type slot struct {
-	started, hasToken bool
-	full              bool // its sampling needs stored logits
-	logProbs          bool
-	top               int // TopLogProbs
-	pages             int // entries of its page table that the device has
+	full     bool // its sampling needs stored logits
+	logProbs bool
+	top      int // TopLogProbs
+	pages    int // entries of its page table that the device has
 }
 
 // Stats counts what a backend did since it was opened.
@@ -196,6 +195,7 @@ func (b *Backend) Launch(batch *backend.Batch) (backend.StepID, error) {
 	if err := b.check(batch); err != nil {
 		return 0, err
 	}
+	b.checker.Launched(batch)
 	id := b.launched
 	st := &b.steps[id%backend.MaxInFlight]
 	shape, err := b.fill(batch, st, id)

@@ -232,7 +232,7 @@ func (b *Backend) open(cfg *model.Config, w *weights.Store, o backend.Options, s
 		PageSize: s.Page, NumPages: s.NumPages, WeightBytes: weightBytes, KVBytesPerToken: int64(2*s.kvDim()*s.Layers) * bf16Bytes, ReadBandwidth: bandwidth,
 	}
 	b.slots = make([]slot, s.MaxRows)
-	b.inBatch = make([]bool, s.MaxRows)
+	b.checker = backend.NewChecker(b.info)
 	if !b.noGraph {
 		if _, err := b.graph(stepShape{rows: 1, decode: 1, tokens: 1, samples: 1}); err != nil {
 			return err

@@ -162,10 +162,8 @@ func (b *Backend) fill(batch *backend.Batch, st *step, id backend.StepID) (stepS
 			}
 			if prefill {
 				shape.longest = max(shape.longest, sr.tokens)
-				s.hasToken = r.Sample
 			} else {
 				shape.decode++
-				s.hasToken = s.hasToken || r.Sample
 			}
 			row++
 			token += sr.tokens
@@ -190,7 +188,7 @@ func newSlot(s *backend.Start, vocabulary int) slot {
 	p := params(&s.Sampling, vocabulary)
 	truncated := p.TopK > 0 || p.TopP < 1 || p.MinP > 0
 	return slot{
-		started: true, logProbs: p.Flags&slotLogProbs != 0, top: int(p.TopLogProbs),
+		logProbs: p.Flags&slotLogProbs != 0, top: int(p.TopLogProbs),
 		full: p.Flags != 0 || p.NumBias > 0 || p.Temperature > 0 && truncated,
 	}
 }

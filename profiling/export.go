@@ -46,10 +46,15 @@ const (
 	stepTID     = 2 // and 3: two steps may be in flight at once
 	counterTID  = 4
 	requestsTID = 5
+	callsTID    = 6
 )
 
-// Loop is the track of the engine's loop, from which sources draw arrows.
+// Loop is the track of the engine's loop.
 var Loop = chrometrace.Track{PID: hostPID, TID: loopTID}
+
+// Calls is the track of the loop's calls of a device's driver, from which sources draw arrows. They lie within launches and waits, but
+// another clock timed them, so that they get a track of their own.
+var Calls = chrometrace.Track{PID: hostPID, TID: callsTID}
 
 // write asks the sources for what they recorded and writes a file for each stage, under a temporary name first. A file that could not
 // be written whole is removed.
@@ -178,13 +183,12 @@ func (r *Recording) write(w *chrometrace.Writer, steps []trace.Step, from, to ti
 	for _, pid := range sortedKeys(r.Processes) {
 		w.Process(pid, r.Processes[pid], pid)
 	}
-	for track, name := range r.Threads {
-		w.Thread(track, name, track.TID)
-	}
 	for key, value := range r.Meta {
 		w.Meta(key, value)
 	}
-	for _, e := range r.Events {
+	lanes := map[chrometrace.Track][]time.Time{} // of a track: when each lane's last event ends
+	flow := uint64(0)
+	for _, e := range r.Events { // in the order of their start
 		args := e.Args
 		if e.Launched.IsZero() {
 			if e.Start.Before(from) || e.Start.After(to) {
@@ -201,11 +205,32 @@ func (r *Recording) write(w *chrometrace.Writer, steps []trace.Step, from, to ti
 			w.Counter(e.Name, e.Track, e.Start.Sub(from), e.Value)
 			continue
 		}
-		w.Complete(e.Name, e.Category, e.Track, e.Start.Sub(from), e.Length, args...)
-		if e.Flow != 0 {
-			w.Flow("launch", "launch", e.Flow, e.LaunchedFrom, e.Launched.Sub(from), e.Track, e.Start.Sub(from))
+		lane := slices.IndexFunc(lanes[e.Track], func(end time.Time) bool { return !end.After(e.Start) })
+		if lane < 0 {
+			lane = len(lanes[e.Track])
+			lanes[e.Track] = append(lanes[e.Track], time.Time{})
+			name := r.Threads[e.Track]
+			if lane > 0 {
+				name += fmt.Sprintf(" (overlapping %d)", lane)
+			}
+			w.Thread(laneOf(e.Track, lane), name, e.Track.TID*maxLanes+lane)
+		}
+		lanes[e.Track][lane] = e.Start.Add(e.Length)
+		at := laneOf(e.Track, lane)
+		w.Complete(e.Name, e.Category, at, e.Start.Sub(from), e.Length, args...)
+		if e.Flow != 0 { // a graph's kernels share a launch, and no two arrows may share a number
+			flow++
+			w.Flow("launch", "launch", flow, laneOf(e.LaunchedFrom, 0), e.Launched.Sub(from), at, e.Start.Sub(from))
 		}
 	}
+}
+
+// maxLanes is more than the kernels that ever overlap on a stream. Events of one thread must nest or follow each other, and with dependent
+// launches a kernel begins before the one ahead of it on its stream has ended.
+const maxLanes = 64
+
+func laneOf(t chrometrace.Track, lane int) chrometrace.Track {
+	return chrometrace.Track{PID: t.PID, TID: t.TID*maxLanes + lane}
 }
 
 // stepLaunching finds the step during whose launch t lies.

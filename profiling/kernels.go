@@ -36,7 +36,8 @@ func (c *Capture) Ops(graph bool, ops []trace.Op) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if !c.ended {
-		c.ops[c.launching] = stepOps{ops, graph}
+		before := c.ops[c.launching].ops // what was launched ahead of the step's graph
+		c.ops[c.launching] = stepOps{append(before[:len(before):len(before)], ops...), graph}
 	}
 }
 
@@ -51,6 +52,7 @@ func (c *Capture) Kernels() []Kernel {
 func join(steps []trace.Step, planned map[uint64]stepOps, recordings []Recording) []Kernel {
 	bySteps := map[uint64][]*Event{}
 	for i := range recordings {
+		recordings[i].adopt()
 		for j := range recordings[i].Events {
 			e := &recordings[i].Events[j]
 			if e.Category != KernelCategory || e.Launched.IsZero() {
@@ -69,13 +71,17 @@ func join(steps []trace.Step, planned map[uint64]stepOps, recordings []Recording
 		for i, at := range align(events, ops) {
 			e := events[i]
 			k := Kernel{Step: step, Name: e.Name, Layer: -1, Start: e.Start, Length: e.Length}
-			if at >= 0 {
+			if at < 0 {
+				e.Args = append(e.Args, chrometrace.Arg{Key: "op", Value: "not planned"})
+			} else {
 				op := &ops[at]
 				k.Op, k.Layer, k.Stack = op.Name, op.Layer, op.Stack
 				e.Args = append(e.Args, chrometrace.Arg{Key: "op", Value: op.Name})
-				if op.Layer >= 0 {
-					e.Args = append(e.Args, chrometrace.Arg{Key: "layer", Value: op.Layer})
+				layer := any(op.Layer)
+				if op.Layer < 0 {
+					layer = "outside"
 				}
+				e.Args = append(e.Args, chrometrace.Arg{Key: "layer", Value: layer})
 				if at != before { // an operation of several kernels moves its bytes once
 					k.Bytes, k.FLOPs = op.Bytes, op.FLOPs
 				}
@@ -95,6 +101,22 @@ func join(steps []trace.Step, planned map[uint64]stepOps, recordings []Recording
 	}
 	slices.SortFunc(kernels, func(a, b Kernel) int { return cmp.Or(a.Start.Compare(b.Start), cmp.Compare(a.Name, b.Name)) })
 	return kernels
+}
+
+// adopt gives kernels whose launch was not seen, a library's second ones, the launch of the kernel before them on their stream.
+func (r *Recording) adopt() {
+	last := map[chrometrace.Track]*Event{}
+	slices.SortStableFunc(r.Events, func(a, b Event) int { return a.Start.Compare(b.Start) })
+	for i := range r.Events {
+		e := &r.Events[i]
+		if e.Category != KernelCategory {
+			continue
+		}
+		if before := last[e.Track]; e.Launched.IsZero() && before != nil {
+			e.Launched, e.LaunchedFrom = before.Launched, before.LaunchedFrom
+		}
+		last[e.Track] = e
+	}
 }
 
 // align gives each event its operation's index, or -1. Our own kernels are known by their names; what stands between them is a library's,

@@ -2,6 +2,9 @@ package profiling
 
 import (
 	"bytes"
+	"compress/gzip"
+	"io"
+	"os"
 	"runtime"
 	"testing"
 	"time"
@@ -107,4 +110,65 @@ func TestKernelsKnowTheirOperations(t *testing.T) {
 	}
 	assert.Equal(t, 6*40*time.Microsecond.Nanoseconds(), total)
 	assert.Equal(t, map[string]int64{"kernel gemv": 3, "kernel nvjet": 3}, byLeaf)
+}
+
+// With dependent launches kernels overlap on their stream, a graph's kernels share one launch, and a library launches some unseen.
+func TestOverlappingKernels(t *testing.T) {
+	src := &source{}
+	c, err := Start(Options{Dir: t.TempDir(), NumSteps: 1, Sources: []Source{src}})
+	require.NoError(t, err)
+	s := trace.Step{ID: 1, Phase: trace.Decode, Rows: 1, Launched: time.Now()}
+	r := trace.BeginArg("launch", trace.Backend, 1)
+	trace.StepOps(false, []trace.Op{{Name: "start", Symbol: "start", Layer: -1}}) // ahead of the graph
+	trace.StepOps(true, []trace.Op{{Name: "gemm"}, {Name: "norm", Symbol: "norm"}})
+	time.Sleep(50 * time.Microsecond)
+	r.End()
+	s.LaunchTime = time.Since(s.Launched)
+	launched := s.Launched.Add(10 * time.Microsecond)
+	for i, name := range []string{"start", "nvjet", "splitKreduce", "norm"} {
+		e := Event{Name: name, Category: KernelCategory, Track: chrometrace.Track{PID: 10, TID: 7}, Start: launched.Add(time.Duration(100+30*i) * time.Microsecond),
+			Length: 40 * time.Microsecond, Launched: launched, LaunchedFrom: Calls, Flow: 9}
+		if name == "splitKreduce" {
+			e.Launched, e.Flow = time.Time{}, 0
+		}
+		src.recording.Events = append(src.recording.Events, e)
+	}
+	src.recording.Threads = map[chrometrace.Track]string{{PID: 10, TID: 7}: "stream 7"}
+	s.WaitStart = time.Now()
+	trace.StepDone(s)
+	files, err := c.Result()
+	require.NoError(t, err)
+	var ops []string
+	for _, k := range c.Kernels() {
+		ops = append(ops, k.Op)
+	}
+	assert.Equal(t, []string{"start", "gemm", "gemm", "norm"}, ops)
+	events, _ := read(t, files[0])
+	ends, names := map[int]float64{}, map[string]bool{}
+	for _, e := range events {
+		switch {
+		case e.Cat == KernelCategory:
+			assert.GreaterOrEqual(t, e.TS, ends[e.TID]-1e-6, "events of a thread follow each other")
+			ends[e.TID] = e.TS + e.Dur
+		case e.Ph == "M" && e.Name == "thread_name":
+			names[e.Args["name"].(string)] = true
+		}
+	}
+	assert.Len(t, ends, 2)
+	assert.True(t, names["stream 7"] && names["stream 7 (overlapping 1)"], names)
+	assert.Equal(t, 3, bytes.Count(raw(t, files[0]), []byte(`"ph":"s"`)))
+	for _, id := range []string{`"id":1}`, `"id":2}`, `"id":3}`} {
+		assert.Equal(t, 1, bytes.Count(raw(t, files[0]), []byte(id)), "one arrow begins with a number (the other end has more fields)")
+	}
+}
+
+func raw(t *testing.T, path string) []byte {
+	f, err := os.Open(path)
+	require.NoError(t, err)
+	defer f.Close()
+	gz, err := gzip.NewReader(f)
+	require.NoError(t, err)
+	text, err := io.ReadAll(gz)
+	require.NoError(t, err)
+	return text
 }

@@ -251,7 +251,7 @@ func (b *Backend) submit(batch *backend.Batch, st *step, shape stepShape) error 
 	shape = shape.padded()
 	if shape.decodeOnly() && !special && !st.starts && !st.masks && !b.noGraph {
 		if g := b.graphs[shape]; g != nil { // one call
-			b.tellGraph(shape)
+			b.tellGraph(shape, batch)
 			return b.context.Launch(g, b.stream)
 		}
 	}
@@ -280,7 +280,7 @@ func (b *Backend) submit(batch *backend.Batch, st *step, shape stepShape) error 
 		if err != nil {
 			return err
 		}
-		b.tellGraph(shape)
+		b.tellGraph(shape, batch)
 		return b.context.Launch(g, b.stream)
 	}
 	nodes := b.eager[shape]
@@ -294,7 +294,7 @@ func (b *Backend) submit(batch *backend.Batch, st *step, shape stepShape) error 
 			b.eager[shape] = nodes
 		}
 	}
-	b.tell(nodes)
+	b.tell(nodes, batch)
 	return b.enqueue(nodes)
 }
 

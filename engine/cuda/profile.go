@@ -3,6 +3,9 @@
 package cuda
 
 import (
+	"slices"
+
+	"github.com/tokamak-engine/tokamak/engine/backend"
 	"github.com/tokamak-engine/tokamak/engine/cuda/driver"
 	"github.com/tokamak-engine/tokamak/engine/trace"
 )
@@ -16,17 +19,51 @@ func (b *Backend) noteGraph(st stepShape, nodes []node) {
 }
 
 // tellGraph tells a profiler, if there is one, what the graph launched next holds.
-func (b *Backend) tellGraph(st stepShape) {
+func (b *Backend) tellGraph(st stepShape, batch *backend.Batch) {
 	if trace.WantOps() {
-		trace.StepOps(true, b.graphOps[st])
+		trace.StepOps(true, b.attentionOf(batch, slices.Clone(b.graphOps[st])))
 	}
 }
 
 // tell tells a profiler, if there is one, what is launched next, kernel by kernel.
-func (b *Backend) tell(nodes []node) {
+func (b *Backend) tell(nodes []node, batch *backend.Batch) {
 	if trace.WantOps() {
-		trace.StepOps(false, b.traceOps(nodes, trace.Stack(1)))
+		trace.StepOps(false, b.attentionOf(batch, b.traceOps(nodes, trace.Stack(1))))
 	}
+}
+
+// tellOp tells a profiler, if there is one, of a kernel that is launched next, ahead of the step's own.
+func (b *Backend) tellOp(o *op) {
+	if trace.WantOps() {
+		trace.StepOps(false, []trace.Op{{Name: o.Name, Symbol: o.Unit.Symbol, Layer: -1, Bytes: o.Bytes, FLOPs: o.FLOPs, Stack: trace.Stack(1)}})
+	}
+}
+
+// attentionOf adds to attention's operations what depends on the rows and is in no plan: keys and values of each row's context read once,
+// and two products of every query with each position before it.
+func (b *Backend) attentionOf(batch *backend.Batch, ops []trace.Op) []trace.Op {
+	var decode, prefill struct{ bytes, flops int64 }
+	perToken := b.info.KVBytesPerToken / int64(b.shape.Layers)
+	perPair := 4 * int64(b.shape.qDim())
+	for i := range batch.Rows {
+		r := &batch.Rows[i]
+		n, before := int64(r.NumTokens()), int64(r.Position)
+		part := &prefill
+		if len(r.Tokens) == 0 {
+			part = &decode
+		}
+		part.bytes += (before + n) * perToken
+		part.flops += (n*before + n*(n+1)/2) * perPair
+	}
+	for i := range ops {
+		switch o := &ops[i]; o.Name {
+		case "attn_decode":
+			o.Bytes, o.FLOPs = o.Bytes+decode.bytes, o.FLOPs+decode.flops
+		case "attn_prefill":
+			o.Bytes, o.FLOPs = o.Bytes+prefill.bytes, o.FLOPs+prefill.flops
+		}
+	}
+	return ops
 }
 
 func (b *Backend) traceOps(nodes []node, stack []uintptr) []trace.Op {

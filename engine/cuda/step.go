@@ -227,7 +227,9 @@ func (b *Backend) start(batch *backend.Batch, st *step) error {
 		if n == 0 {
 			return nil
 		}
-		err := b.launch(startOp(b.device, b.shape, &b.buffers, n), b.stream)
+		o := startOp(b.device, b.shape, &b.buffers, n)
+		b.tellOp(&o)
+		err := b.launch(o, b.stream)
 		n, biased, used = 0, 0, 0
 		return err
 	}

@@ -90,6 +90,7 @@ func (s *Source) Stop() (profiling.Recording, error) {
 	if dropped > 0 {
 		r.Meta["cupti_records_dropped"] = fmt.Sprint(uint64(dropped))
 	}
+	r.Threads[profiling.Calls] = "CUDA calls"
 	calls := map[uint32]*C.tokamak_record{}
 	for i := range records {
 		if records[i].kind == C.TOKAMAK_API {
@@ -100,7 +101,7 @@ func (s *Source) Stop() (profiling.Recording, error) {
 		c := &records[i]
 		e := profiling.Event{Name: C.GoString(&c.name[0]), Start: s.time(c.start), Length: time.Duration(c.end - c.start)}
 		if c.kind == C.TOKAMAK_API {
-			e.Category, e.Track, e.Launched = "cuda_driver", profiling.Loop, e.Start
+			e.Category, e.Track, e.Launched = "cuda_driver", profiling.Calls, e.Start
 			r.Events = append(r.Events, e)
 			continue
 		}
@@ -108,7 +109,7 @@ func (s *Source) Stop() (profiling.Recording, error) {
 		r.Processes[e.Track.PID] = fmt.Sprintf("GPU %d", c.device)
 		r.Threads[e.Track] = fmt.Sprintf("stream %d", c.stream)
 		if call := calls[uint32(c.correlation)]; call != nil {
-			e.Launched, e.LaunchedFrom, e.Flow = s.time(call.start), profiling.Loop, uint64(c.correlation)
+			e.Launched, e.LaunchedFrom, e.Flow = s.time(call.start), profiling.Calls, uint64(c.correlation)
 		}
 		e.Args = append(e.Args, chrometrace.Arg{Key: "stream", Value: uint32(c.stream)}, chrometrace.Arg{Key: "correlation", Value: uint32(c.correlation)})
 		if c.node != 0 {

@@ -79,7 +79,9 @@ var avx2 = kernels{
 	},
 }
 
-// Tables that the assembly reads.
+// Tables that the assembly reads, which staticcheck does not.
+//
+//lint:file-ignore U1000 read by assembly
 var (
 	nibbles        = [16]float32{0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15}
 	nibblesAround8 = [16]float32{-8, -7, -6, -5, -4, -3, -2, -1, 0, 1, 2, 3, 4, 5, 6, 7}

@@ -196,7 +196,7 @@ func TestSampleProperties(t *testing.T) {
 func TestPenalties(t *testing.T) {
 	logits := []float32{2, -2, 1, 4, 0.5}
 	ApplyPenalties(logits, map[int32]int{0: 0, 1: 0, 2: 3, 3: 1}, &backend.Sampling{RepetitionPenalty: 2, PresencePenalty: 0.5, FrequencyPenalty: 0.25})
-	require.Equal(t, []float32{1, -4, 0.5 - 0.5 - 0.75, 2 - 0.5 - 0.25, 0.5}, logits)
+	require.Equal(t, []float32{1, -4, -0.75, 2 - 0.5 - 0.25, 0.5}, logits)
 }
 
 func TestTopLogProbs(t *testing.T) {

@@ -30,10 +30,9 @@ type Backend struct {
 	err    error
 	closed bool
 
-	// Scratch of check: an entry counts if it bears the current stamp.
+	checker *backend.Checker
 	stamp   uint64
-	seen    []uint64  // [slot]
-	written []writing // [page]
+	written []writing // [page] scratch of check: an entry counts if it bears the current stamp
 }
 
 type writing struct {
@@ -53,9 +52,7 @@ type entry struct {
 }
 
 type slot struct {
-	known    bool
 	last     int32 // token sampled last
-	sampled  bool
 	pages    []int32
 	sampling backend.Sampling
 }
@@ -75,7 +72,7 @@ type launchedRow struct {
 func New(info backend.Info) *Backend {
 	b := &Backend{
 		info: info, slots: make([]slot, info.MaxRows), kv: make([][]entry, info.NumPages),
-		seen: make([]uint64, info.MaxRows), written: make([]writing, info.NumPages),
+		checker: backend.NewChecker(info), written: make([]writing, info.NumPages),
 	}
 	for i := range b.kv {
 		b.kv[i] = make([]entry, info.PageSize)
@@ -107,6 +104,7 @@ func (b *Backend) Launch(batch *backend.Batch) (backend.StepID, error) {
 		b.err = err
 		return 0, err
 	}
+	b.checker.Launched(batch)
 	b.next++
 	st := b.newStep(len(batch.Rows))
 	for i := range batch.Rows {
@@ -129,21 +127,15 @@ func (b *Backend) newStep(rows int) step {
 	return st
 }
 
-// check looks at what concerns the whole batch.
+// check looks at what concerns the whole batch: besides what every backend does, who writes which page.
 func (b *Backend) check(batch *backend.Batch) error {
-	tokens := 0
-	b.stamp++ // empties seen and written
+	if err := b.checker.Check(batch); err != nil {
+		return err
+	}
+	b.stamp++ // empties written
 	for i := range batch.Rows {
 		r := &batch.Rows[i]
-		tokens += r.NumTokens()
-		if r.Slot < 0 || r.Slot >= b.info.MaxRows || b.seen[r.Slot] == b.stamp {
-			return fmt.Errorf("slot %d is out of range or twice in a step", r.Slot)
-		}
-		b.seen[r.Slot] = b.stamp
 		end := r.Position + r.NumTokens()
-		if end > b.info.MaxContext || end > len(r.Pages)*b.info.PageSize {
-			return fmt.Errorf("row of slot %d ends at %d: context %d, pages for %d", r.Slot, end, b.info.MaxContext, len(r.Pages)*b.info.PageSize)
-		}
 		for p := r.Position / b.info.PageSize; p*b.info.PageSize < end; p++ {
 			page := r.Pages[p]
 			if other, ok := b.writer(page); ok {
@@ -151,9 +143,6 @@ func (b *Backend) check(batch *backend.Batch) error {
 			}
 			b.written[page] = writing{b.stamp, r.Slot}
 		}
-	}
-	if len(batch.Rows) == 0 || len(batch.Rows) > b.info.MaxRows || tokens > b.info.MaxTokens {
-		return fmt.Errorf("%d rows of %d tokens: limits are %d and %d", len(batch.Rows), tokens, b.info.MaxRows, b.info.MaxTokens)
 	}
 	for i := range batch.Rows {
 		r := &batch.Rows[i]
@@ -186,10 +175,7 @@ func (b *Backend) check(batch *backend.Batch) error {
 func (b *Backend) compute(r *backend.Row, out *launchedRow) error {
 	s := &b.slots[r.Slot]
 	if r.Start != nil {
-		*s = slot{known: true, pages: s.pages[:0], sampling: r.Start.Sampling}
-	}
-	if !s.known {
-		return fmt.Errorf("slot %d was not started", r.Slot)
+		*s = slot{pages: s.pages[:0], sampling: r.Start.Sampling}
 	}
 	if len(r.Pages) < len(s.pages) || !slices.Equal(r.Pages[:len(s.pages)], s.pages) {
 		return fmt.Errorf("page table of slot %d changed from %v to %v", r.Slot, s.pages, r.Pages)
@@ -213,18 +199,9 @@ func (b *Backend) compute(r *backend.Row, out *launchedRow) error {
 	}
 	tokens := r.Tokens
 	if len(tokens) == 0 {
-		if !s.sampled {
-			return fmt.Errorf("slot %d decodes before a token was sampled in it", r.Slot)
-		}
 		tokens = []int32{s.last}
 	}
-	if len(r.Targets) > 0 && len(r.Targets) != len(r.Tokens) {
-		return fmt.Errorf("%d targets for %d tokens", len(r.Targets), len(r.Tokens))
-	}
 	for i, t := range tokens {
-		if t < 0 || int(t) >= b.info.VocabSize {
-			return fmt.Errorf("token %d is outside the vocabulary of %d", t, b.info.VocabSize)
-		}
 		chain = Extend(chain, t)
 		*b.at(r.Pages, r.Position+i) = entry{t, chain, true}
 		if len(r.Targets) > 0 {
@@ -232,7 +209,7 @@ func (b *Backend) compute(r *backend.Row, out *launchedRow) error {
 		}
 	}
 	if r.Sample {
-		s.last, s.sampled = Sample(chain, b.info.VocabSize, r.Mask), true
+		s.last = Sample(chain, b.info.VocabSize, r.Mask)
 		out.result.Token = s.last
 		out.result.LogProb = LogProb(chain, s.last)
 		for k := range s.sampling.TopLogProbs {

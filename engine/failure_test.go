@@ -7,6 +7,7 @@ import (
 	"slices"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/stretchr/testify/require"
 
@@ -55,6 +56,27 @@ func TestABackendErrorIsFinal(t *testing.T) {
 			require.ErrorIs(t, err, fault)
 		})
 	}
+}
+
+// TestARequestOnItsWayWhenTheDeviceFails was accepted before the failure was known and reaches the loop after it.
+func TestARequestOnItsWayWhenTheDeviceFails(t *testing.T) {
+	fault := errors.New("an illegal memory access was encountered")
+	e := openFake(t, DefaultOptions(), fakeInfo(), func(b *fakebackend.Backend) {
+		b.FailWait = func(backend.StepID) error { return fault }
+	})
+	r := request([]int32{1}, 5)
+	_, err := e.Generate(context.Background(), r)
+	require.ErrorIs(t, err, fault)
+	s := &stream{wake: make(chan struct{}, 1)}
+	s.req = e.schedulerRequest(&r, r.InputIDs, 99)
+	s.req.Owner = s
+	require.True(t, e.loop.post(message{kind: addRequest, stream: s}))
+	ctx, cancel := context.WithTimeout(context.Background(), 5*time.Second)
+	defer cancel()
+	var f feed
+	require.NoError(t, s.take(ctx, &f, true))
+	require.True(t, f.ended)
+	require.ErrorIs(t, f.err, fault)
 }
 
 func TestLogitsThatAreNotFiniteEndOneRequest(t *testing.T) {

@@ -6,6 +6,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"time"
 
 	"github.com/tokamak-engine/tokamak/engine/backend"
 	"github.com/tokamak-engine/tokamak/engine/grammar"
@@ -259,7 +260,11 @@ func firstStop(text string, stops []string) (at int, which string) {
 func (w *world) shrink(tok *tokenizer.Tokenizer) (*world, error) {
 	best := *w
 	_, bestErr := w.run(tok, nil)
+	deadline := time.Now().Add(10 * time.Second)
 	try := func(change func(*world)) bool {
+		if time.Now().After(deadline) {
+			return false
+		}
 		c := best
 		c.requests, c.Flushes = slices.Clone(best.requests), slices.Clone(best.Flushes)
 		change(&c)

@@ -10,6 +10,7 @@ import (
 
 	"github.com/tokamak-engine/tokamak/engine"
 	"github.com/tokamak-engine/tokamak/fixtures/checkout"
+	"github.com/tokamak-engine/tokamak/profiling"
 	"github.com/tokamak-engine/tokamak/profiling/sources"
 )
 
@@ -46,6 +47,9 @@ func TestMain(m *testing.M) {
 			fmt.Fprintln(os.Stderr, "# benchmarks:", err)
 			os.Exit(2)
 		}
+		if fs.Lookup("test.cpuprofile").Value.String() != "" || fs.Lookup("test.trace").Value.String() != "" {
+			profiling.AddSink(profiling.NewLabels()) // testing writes the profile, these are its labels
+		}
 	}
 	code := m.Run()
 	table.finish()
@@ -81,8 +85,13 @@ func must(err error) {
 
 // leaf runs a sub-benchmark on all processors.
 func leaf(b *testing.B, name string, f func(b *testing.B)) {
+	repeated := false
 	b.Run(name, func(b *testing.B) {
 		defer allProcessors()()
+		// Package testing writes a row's name before each repetition but the first, which it runs to find sub-benchmarks.
+		term.mu.Lock()
+		term.halfRow, repeated = repeated, true
+		term.mu.Unlock()
 		f(b)
 	})
 }

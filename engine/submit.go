@@ -11,6 +11,7 @@ import (
 	"github.com/tokamak-engine/tokamak/engine/backend"
 	"github.com/tokamak-engine/tokamak/engine/kvcache"
 	"github.com/tokamak-engine/tokamak/engine/scheduler"
+	"github.com/tokamak-engine/tokamak/engine/trace"
 )
 
 // submit checks r, tokenises it and hands it to the loop, all in the caller's goroutine.
@@ -61,7 +62,9 @@ func (e *Engine) submit(ctx context.Context, r *Request, each bool) (*stream, er
 func (e *Engine) promptTokens(r *Request) ([]int32, error) {
 	field, prompt := "input_ids", slices.Clone(r.InputIDs)
 	if len(prompt) == 0 {
+		mark := trace.Begin("tokenize", trace.Request)
 		field, prompt = "prompt", e.tokenizer.Encode(r.Prompt, true)
+		mark.End()
 	}
 	if len(prompt) == 0 {
 		return nil, &RequestError{field, "has no tokens: want at least one"}

@@ -135,6 +135,7 @@ type sample struct {
 type kept struct {
 	spans    []span
 	counters []sample
+	callers  []mark
 }
 
 // markBytes is about what a mark, a span or a sample takes in memory.
@@ -329,6 +330,10 @@ func (c *Capture) End(name string, category trace.Category, token uint64) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if c.ended || !c.room() {
+		return
+	}
+	if category == trace.Request { // on a caller's goroutine, beside the loop
+		c.kept.callers = append(c.kept.callers, m)
 		return
 	}
 	if m.step == 0 {

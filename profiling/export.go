@@ -47,10 +47,13 @@ const (
 	counterTID  = 4
 	requestsTID = 5
 	callsTID    = 6
+	callersTID  = 7
 )
 
 // Loop is the track of the engine's loop.
 var Loop = chrometrace.Track{PID: hostPID, TID: loopTID}
+
+var callersTrack = chrometrace.Track{PID: hostPID, TID: callersTID}
 
 // Calls is the track of the loop's calls of a device's driver, from which sources draw arrows. They lie within launches and waits, but
 // another clock timed them, so that they get a track of their own.
@@ -147,6 +150,13 @@ func (c *Capture) writeFile(f io.Writer, s *stage, recordings []Recording) error
 	for _, m := range s.marks {
 		w.Complete(m.name, string(m.category), Loop, at(m.start), m.length, chrometrace.Arg{Key: "step", Value: m.step})
 	}
+	callers := lanes{w: w, names: map[chrometrace.Track]string{callersTrack: "callers"}}
+	slices.SortStableFunc(c.kept.callers, func(a, b mark) int { return a.start.Compare(b.start) })
+	for _, m := range c.kept.callers {
+		if end := m.start.Add(m.length); !m.start.Before(from) && !end.After(to) {
+			w.Complete(m.name, string(m.category), callers.place(callersTrack, m.start, end), at(m.start), m.length)
+		}
+	}
 	for _, sp := range c.kept.spans {
 		if start, finish := later(sp.start, from), earlier(sp.finish, to); finish.After(start) {
 			w.Async(sp.name, "request", chrometrace.Track{PID: hostPID, TID: requestsTID}, sp.id, at(start), finish.Sub(start), chrometrace.Arg{Key: "request", Value: sp.id})
@@ -186,7 +196,7 @@ func (r *Recording) write(w *chrometrace.Writer, steps []trace.Step, from, to ti
 	for key, value := range r.Meta {
 		w.Meta(key, value)
 	}
-	lanes := map[chrometrace.Track][]time.Time{} // of a track: when each lane's last event ends
+	lanes := lanes{w: w, names: r.Threads}
 	flow := uint64(0)
 	for _, e := range r.Events { // in the order of their start
 		args := e.Args
@@ -205,18 +215,7 @@ func (r *Recording) write(w *chrometrace.Writer, steps []trace.Step, from, to ti
 			w.Counter(e.Name, e.Track, e.Start.Sub(from), e.Value)
 			continue
 		}
-		lane := slices.IndexFunc(lanes[e.Track], func(end time.Time) bool { return !end.After(e.Start) })
-		if lane < 0 {
-			lane = len(lanes[e.Track])
-			lanes[e.Track] = append(lanes[e.Track], time.Time{})
-			name := r.Threads[e.Track]
-			if lane > 0 {
-				name += fmt.Sprintf(" (overlapping %d)", lane)
-			}
-			w.Thread(laneOf(e.Track, lane), name, e.Track.TID*maxLanes+lane)
-		}
-		lanes[e.Track][lane] = e.Start.Add(e.Length)
-		at := laneOf(e.Track, lane)
+		at := lanes.place(e.Track, e.Start, e.Start.Add(e.Length))
 		w.Complete(e.Name, e.Category, at, e.Start.Sub(from), e.Length, args...)
 		if e.Flow != 0 { // a graph's kernels share a launch, and no two arrows may share a number
 			flow++
@@ -225,12 +224,38 @@ func (r *Recording) write(w *chrometrace.Writer, steps []trace.Step, from, to ti
 	}
 }
 
-// maxLanes is more than the kernels that ever overlap on a stream. Events of one thread must nest or follow each other, and with dependent
+// lanes draws a track as several threads where its events overlap: those of one thread must nest or follow each other, and with dependent
 // launches a kernel begins before the one ahead of it on its stream has ended.
-const maxLanes = 64
+type lanes struct {
+	w     *chrometrace.Writer
+	names map[chrometrace.Track]string
+	ends  map[chrometrace.Track][]time.Time // of a track: when each lane's last event ends
+}
+
+// maxLanes is more than the events that ever overlap on a track.
+const maxLanes = 4096
 
 func laneOf(t chrometrace.Track, lane int) chrometrace.Track {
 	return chrometrace.Track{PID: t.PID, TID: t.TID*maxLanes + lane}
+}
+
+// place gives an event's thread. Events come in the order of their start.
+func (l *lanes) place(t chrometrace.Track, start, end time.Time) chrometrace.Track {
+	if l.ends == nil {
+		l.ends = map[chrometrace.Track][]time.Time{}
+	}
+	lane := slices.IndexFunc(l.ends[t], func(end time.Time) bool { return !end.After(start) })
+	if lane < 0 {
+		lane = len(l.ends[t])
+		l.ends[t] = append(l.ends[t], end)
+		name := l.names[t]
+		if lane > 0 {
+			name += fmt.Sprintf(" (overlapping %d)", lane)
+		}
+		l.w.Thread(laneOf(t, lane), name, laneOf(t, lane).TID)
+	}
+	l.ends[t][lane] = end
+	return laneOf(t, lane)
 }
 
 // stepLaunching finds the step during whose launch t lies.

@@ -15,6 +15,7 @@ import (
 
 	"github.com/tokamak-engine/tokamak/engine"
 	"github.com/tokamak-engine/tokamak/engine/server"
+	"github.com/tokamak-engine/tokamak/profiling"
 	"github.com/tokamak-engine/tokamak/profiling/sources"
 )
 
@@ -57,6 +58,17 @@ func run(args []string, stdout, stderr io.Writer) int {
 		fmt.Fprintf(stderr, "launch_server: %v\n", err)
 		return exitUsage
 	}
+	stopHostProfile, err := profiling.HostProfile(os.Getenv("TOKAMAK_CPUPROFILE"), os.Getenv("TOKAMAK_GO_TRACE"))
+	if err != nil {
+		ln.Close()
+		fmt.Fprintf(stderr, "launch_server: profile of Go: %v\n", err)
+		return exitStart
+	}
+	defer func() {
+		if err := stopHostProfile(); err != nil {
+			log.Error("profile of Go", "error", err)
+		}
+	}()
 	profiler := &profiler{log: log}
 	srv, err := server.New(f.server, profiler, log)
 	if err != nil {

@@ -3,6 +3,7 @@ package server
 import (
 	"errors"
 	"fmt"
+	"io"
 	"net"
 	"net/http"
 	"os"
@@ -15,8 +16,9 @@ import (
 // health checks waiting in the kernel's queue unanswered for ever.
 type boundedListener struct {
 	net.Listener
-	most int64
-	open atomic.Int64
+	most    int64
+	open    atomic.Int64
+	leaving atomic.Int64 // being turned away
 }
 
 // Accept implements [net.Listener].
@@ -30,9 +32,29 @@ func (l *boundedListener) Accept() (net.Conn, error) {
 			return &conn{Conn: c, listener: l}, nil
 		}
 		l.open.Add(-1)
-		refuse(c, unavailable("too_many_connections", "too many open connections: retry later", time.Second), 100*time.Millisecond)
-		c.Close()
+		l.turnAway(c)
 	}
+}
+
+// turnAway answers 503 and closes. A few connections at a time get the moment it takes to read what they sent, without which the
+// close would reset the connection and their answer with it.
+func (l *boundedListener) turnAway(c net.Conn) {
+	const patient, moment = 64, 200 * time.Millisecond
+	refuse(c, unavailable("too_many_connections", "too many open connections: retry later", time.Second), moment/2)
+	if l.leaving.Add(1) > patient {
+		l.leaving.Add(-1)
+		c.Close()
+		return
+	}
+	go func() {
+		defer l.leaving.Add(-1)
+		defer c.Close()
+		if half, ok := c.(*net.TCPConn); ok {
+			half.CloseWrite()
+		}
+		c.SetReadDeadline(time.Now().Add(moment))
+		io.CopyN(io.Discard, c, maxHeaderBytes)
+	}()
 }
 
 // refuse answers a connection that no handler will see.

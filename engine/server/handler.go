@@ -69,12 +69,22 @@ func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	route := s.route(r.URL.Path)
 	defer func() {
 		if p := recover(); p != nil {
-			s.log.Error("panic in a handler", "id", c.id, "panic", p, "stack", string(debug.Stack()))
-			c.finish(route, errors.New("panic"))
+			begun := c.w.status != 0
+			c.finish(route, c.panicked(p))
+			if begun {
+				panic(http.ErrAbortHandler) // a broken answer must not look like a whole one
+			}
 		}
-		s.bodyBytes.Add(-c.held)
 	}()
+	defer c.release()
 	c.finish(route, c.serve(route))
+}
+
+// panicked makes an error of a panic in this call, wherever it happened. Engine, tokenizer and grammar run in the caller's
+// goroutine, on what a client sent: a mistake in them must end that request alone.
+func (c *call) panicked(p any) error {
+	c.s.log.Error("panic in a request", "id", c.id, "panic", p, "stack", string(debug.Stack()))
+	return errors.New("panic")
 }
 
 // serve runs the route if the request may have it.
@@ -201,21 +211,14 @@ func (c *call) body() ([]byte, error) {
 	if size > most {
 		return nil, c.tooLarge(most)
 	}
-	hold := size
-	if size < 0 { // chunked: hold the most it can be
-		hold = most
-	}
-	c.held = hold
-	if c.s.bodyBytes.Add(hold) > maxBodiesInMemory {
-		return nil, errBodies
-	}
 	rc := http.NewResponseController(c.w.ResponseWriter)
 	rc.SetReadDeadline(time.Now().Add(c.s.options.BodyTimeout))
 	var buf bytes.Buffer
 	if size > 0 {
-		buf.Grow(int(size) + bytes.MinRead)
+		const trust = 1 << 20 // what a client only says it will send is not set aside
+		buf.Grow(int(min(size, trust)) + bytes.MinRead)
 	}
-	_, err := buf.ReadFrom(io.LimitReader(c.r.Body, most+1))
+	_, err := buf.ReadFrom(io.LimitReader(&countedBody{c}, most+1))
 	if err == nil && int64(buf.Len()) <= most {
 		rc.SetReadDeadline(time.Time{})
 	} else { // the deadline stays, or net/http would wait for the rest of the body
@@ -226,12 +229,33 @@ func (c *call) body() ([]byte, error) {
 		return nil, c.tooLarge(most)
 	case errors.Is(err, os.ErrDeadlineExceeded):
 		return nil, errBodyTimeout
+	case errors.Is(err, errBodies):
+		return nil, errBodies
 	case err != nil:
 		return nil, badRequest("", "incomplete_body", "the body ended early or is not well-formed HTTP")
 	case buf.Len() == 0:
 		return nil, badRequest("", "invalid_json", "the body is empty: want a JSON object")
 	}
 	return buf.Bytes(), nil
+}
+
+// countedBody counts what is read against the server's memory for bodies, until [call.release].
+type countedBody struct{ c *call }
+
+// Read implements [io.Reader].
+func (b *countedBody) Read(p []byte) (int, error) {
+	n, err := b.c.r.Body.Read(p)
+	b.c.held += int64(n)
+	if b.c.s.bodyBytes.Add(int64(n)) > maxBodiesInMemory {
+		return n, errBodies
+	}
+	return n, err
+}
+
+// release gives the body's memory back: it has been decoded, or the call is over.
+func (c *call) release() {
+	c.s.bodyBytes.Add(-c.held)
+	c.held = 0
 }
 
 // tooLarge refuses the body, and reads and drops a bounded part of it first: most clients look for an answer only after they

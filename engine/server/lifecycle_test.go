@@ -169,10 +169,29 @@ func TestPanicIsAnswered(t *testing.T) {
 	f := newFake()
 	s, logs := testServer(t, f, nil)
 	f.before = func(engine.Request) error { panic("boom") }
-	w := do(s, "POST", "/generate", `{"text":"a"}`)
-	assert.Equal(t, 500, w.Code)
-	assert.NotContains(t, w.Body.String(), "boom")
+	for _, body := range []string{`{"text":"a"}`, `{"text":["a","b"]}`, `{"text":"a","stream":true}`} {
+		w := do(s, "POST", "/generate", body)
+		assert.Equal(t, 500, w.Code, body)
+		assert.NotContains(t, w.Body.String(), "boom")
+	}
 	assert.Contains(t, logs.String(), "boom")
+	f.before = nil
+	assert.Equal(t, 200, do(s, "POST", "/generate", `{"text":"a"}`).Code, "one request's panic is not another's")
+}
+
+// A body counts against the server's memory while it is read and decoded, and no longer.
+func TestBodyMemory(t *testing.T) {
+	f := newFake()
+	s, _ := testServer(t, f, nil)
+	held := int64(-1)
+	f.before = func(engine.Request) error { held = s.bodyBytes.Load(); return nil }
+	assert.Equal(t, 200, do(s, "POST", "/generate", `{"text":"a"}`).Code)
+	assert.Zero(t, held, "while it generates")
+	s.bodyBytes.Store(maxBodiesInMemory)
+	w := do(s, "POST", "/generate", `{"text":"a"}`)
+	assert.Equal(t, 503, w.Code)
+	assert.Equal(t, "overloaded", decodeError(t, w.Body.String()).Error.Code)
+	assert.EqualValues(t, maxBodiesInMemory, s.bodyBytes.Load())
 }
 
 func TestBodies(t *testing.T) {

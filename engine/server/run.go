@@ -35,6 +35,7 @@ func (w *work) add(r engine.Request, n int) {
 
 // begin names the requests and makes them known to /abort_request until end is called.
 func (c *call) begin(w *work) (end func(), err error) {
+	c.release()
 	ids := make([]string, len(w.requests))
 	for i := range w.requests {
 		ids[i] = w.id
@@ -88,8 +89,13 @@ func (c *call) collect(w *work) ([]*engine.Output, error) {
 	return outputs, nil
 }
 
-func (c *call) generateOne(ctx context.Context, r engine.Request) (*engine.Output, error) {
-	out, err := c.live.gen.Generate(ctx, r)
+func (c *call) generateOne(ctx context.Context, r engine.Request) (out *engine.Output, err error) {
+	defer func() {
+		if p := recover(); p != nil {
+			err = c.panicked(p)
+		}
+	}()
+	out, err = c.live.gen.Generate(ctx, r)
 	if errors.Is(err, engine.ErrAborted) && out != nil {
 		err = nil
 	}
@@ -192,6 +198,14 @@ func (c *call) stream(w *work, enc encoder) error {
 
 // produce hands a generation's events to the writer until one of the two ends.
 func (c *call) produce(ctx context.Context, index int, r engine.Request, chunks chan<- chunk) {
+	defer func() {
+		if p := recover(); p != nil {
+			select {
+			case chunks <- chunk{index: index, err: c.panicked(p)}:
+			case <-ctx.Done():
+			}
+		}
+	}()
 	for ev, err := range c.live.gen.Stream(ctx, r) {
 		select {
 		case chunks <- chunk{index, ev, err}:

@@ -224,7 +224,7 @@ func TestDisconnectCancels(t *testing.T) {
 func TestSlowReaderIsCutOff(t *testing.T) {
 	f := newFake()
 	f.text = strings.Repeat("x", 64)
-	s, logs := testServer(t, f, func(o *Options) { o.WriteTimeout = 300 * time.Millisecond })
+	s, logs := testServer(t, f, func(o *Options) { o.WriteTimeout = time.Second })
 	base := listen(t, s)
 	c, err := net.Dial("tcp", strings.TrimPrefix(base, "http://"))
 	require.NoError(t, err)
@@ -237,7 +237,7 @@ func TestSlowReaderIsCutOff(t *testing.T) {
 	start := time.Now()
 	code, _ := send(t, base+"/generate", `{"text":"b","sampling_params":{"max_new_tokens":20}}`)
 	assert.Equal(t, 200, code)
-	assert.Less(t, time.Since(start), 250*time.Millisecond, "another client waited for the slow one")
+	assert.Less(t, time.Since(start), 900*time.Millisecond, "another client waited for the slow one")
 
 	eventually(t, "the slow reader's generation to end", func() bool { return f.running.Load() == 0 })
 	eventually(t, "its outcome", func() bool { return outcome(s, metrics.OutcomeSlowReader) })

@@ -19,9 +19,13 @@ type console struct {
 	w       io.Writer
 	tty     bool
 	showing *mpb.Progress // the bar's, nil if none is shown
+	// rows tells that benchmark rows go to a terminal, too; halfRow that a row's name stands there and waits for its figures.
+	rows, halfRow bool
 }
 
-func newConsole(f *os.File) *console { return &console{w: f, tty: xterm.IsTerminal(int(f.Fd()))} }
+func newConsole(f *os.File) *console {
+	return &console{w: f, tty: xterm.IsTerminal(int(f.Fd())), rows: xterm.IsTerminal(int(os.Stdout.Fd()))}
+}
 
 // note writes lines, above the bar if one is shown.
 func (c *console) note(format string, args ...any) {
@@ -58,6 +62,10 @@ func (c *console) start(label string, total int, unit string) *progress {
 	defer c.mu.Unlock()
 	if !c.tty || c.showing != nil {
 		return p
+	}
+	if c.halfRow && c.rows {
+		_, _ = io.WriteString(c.w, "\n") // the bar's line is wiped, and the name must not be on it
+		c.halfRow = false
 	}
 	p.all = mpb.New(mpb.WithOutput(c.w), mpb.WithWidth(40))
 	text := func(f func() string) decor.Decorator { return decor.Any(func(decor.Statistics) string { return f() }) }

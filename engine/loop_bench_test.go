@@ -14,10 +14,9 @@ import (
 
 // idleDevice takes no time: what is left is the engine's own work.
 type idleDevice struct {
-	info    backend.Info
-	rows    [backend.MaxInFlight]int
-	next    backend.StepID
-	awaited backend.StepID
+	info backend.Info
+	rows [backend.MaxInFlight]int
+	next backend.StepID
 }
 
 func (d *idleDevice) Info() backend.Info { return d.info }

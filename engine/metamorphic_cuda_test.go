@@ -7,13 +7,12 @@ import (
 	"errors"
 	"math"
 	"os"
+	"reflect"
 	"slices"
 	"sync"
 	"testing"
 
 	"github.com/stretchr/testify/require"
-
-	"github.com/tokamak-engine/tokamak/fixtures/configs"
 )
 
 // gpuTolerance is how far a token's log probability may move with batch mates, chunks and cached prefixes: weights and
@@ -26,23 +25,7 @@ const gpuTolerance = 0.06
 //
 //	go test -tags cuda ./engine -run TestOptionsOnTheGPU -v
 func TestOptionsOnTheGPU(t *testing.T) {
-	if err := cudaAvailable(); err != nil {
-		if os.Getenv("TOKAMAK_REQUIRE_GPU") == "1" {
-			t.Fatal(err)
-		}
-		t.Skip(err)
-	}
-	dir, err := configs.Dir("tiny")
-	require.NoError(t, err)
-	open := func(t *testing.T, set func(*Options)) *Engine {
-		o := tinyOptions()
-		o.Device, o.MaxRunningRequests, o.PageSize = "cuda", 16, 16
-		set(&o)
-		e, err := Open(context.Background(), dir, WithOptions(o))
-		require.NoError(t, err)
-		t.Cleanup(func() { require.NoError(t, e.Close()) })
-		return e
-	}
+	requireGPU(t)
 	var requests []Request
 	for _, r := range crowd() {
 		if r.Sampling.Temperature > 0 {
@@ -52,7 +35,8 @@ func TestOptionsOnTheGPU(t *testing.T) {
 		requests = append(requests, r)
 	}
 	alone := make([]*Output, len(requests))
-	e := open(t, func(o *Options) { o.DisableOverlap, o.DisableRadixCache = true, true })
+	e := openTinyOnGPU(t, func(o *Options) { o.DisableOverlap, o.DisableRadixCache = true, true })
+	var err error
 	for i, r := range requests {
 		alone[i], err = e.Generate(context.Background(), r)
 		require.NoError(t, err)
@@ -71,7 +55,7 @@ func TestOptionsOnTheGPU(t *testing.T) {
 		"few pages":   {set: func(o *Options) { o.MaxTotalTokens = 176 }, preemption: true},
 	} {
 		t.Run(name, func(t *testing.T) {
-			e := open(t, c.set)
+			e := openTinyOnGPU(t, c.set)
 			for round := range 3 {
 				var wg sync.WaitGroup
 				for i, r := range requests {
@@ -92,6 +76,67 @@ func TestOptionsOnTheGPU(t *testing.T) {
 			require.NotZero(t, s.CachedTokensTotal)
 		})
 	}
+}
+
+// TestDeterministicOnTheGPU: with --deterministic a request's tokens and log probabilities are the same bits alone, among others, in
+// chunks, behind a cached prefix and after a preemption.
+func TestDeterministicOnTheGPU(t *testing.T) {
+	requireGPU(t)
+	requests := crowd() // draws included
+	for i := range requests {
+		requests[i].Sampling.TopLogProbs = 3
+	}
+	e := openTinyOnGPU(t, func(o *Options) { o.Deterministic, o.DisableOverlap, o.DisableRadixCache = true, true, true })
+	alone := make([]*Output, len(requests))
+	for i, r := range requests {
+		var err error
+		alone[i], err = e.Generate(context.Background(), r)
+		require.NoError(t, err)
+	}
+	for name, set := range map[string]func(*Options){
+		"defaults":    func(*Options) {},
+		"chunks of 7": func(o *Options) { o.ChunkedPrefillSize = 7 },
+		"few pages":   func(o *Options) { o.MaxTotalTokens = 176 },
+	} {
+		t.Run(name, func(t *testing.T) {
+			e := openTinyOnGPU(t, func(o *Options) { o.Deterministic = true; set(o) })
+			for round := range 2 {
+				var wg sync.WaitGroup
+				for i, r := range requests {
+					wg.Go(func() {
+						out, err := e.Generate(context.Background(), r)
+						switch {
+						case err != nil:
+							t.Errorf("round %d, request %d: %v", round, i, err)
+						case !slices.Equal(alone[i].TokenIDs, out.TokenIDs):
+							t.Errorf("round %d, request %d: alone %v, here %v", round, i, alone[i].TokenIDs, out.TokenIDs)
+						case !reflect.DeepEqual(alone[i].LogProbs, out.LogProbs):
+							t.Errorf("round %d, request %d: the same tokens with other log probabilities", round, i)
+						}
+					})
+				}
+				wg.Wait()
+			}
+		})
+	}
+}
+
+func requireGPU(t *testing.T) {
+	err := cudaAvailable()
+	if err == nil {
+		return
+	}
+	if os.Getenv("TOKAMAK_REQUIRE_GPU") == "1" {
+		t.Fatal(err)
+	}
+	t.Skip(err)
+}
+
+func openTinyOnGPU(t *testing.T, set func(*Options)) *Engine {
+	o := tinyOptions()
+	o.Device, o.MaxRunningRequests, o.PageSize = "cuda", 16, 16
+	set(&o)
+	return openTiny(t, o)
 }
 
 func sameUpToATie(a, b *Output) error {

@@ -6,19 +6,12 @@ import (
 	"log/slog"
 	"net"
 	"net/http"
-	"sync"
 	"time"
 )
 
-// httpServer is the listening side: net/http's server with bounded connections.
-type httpServer struct {
-	server http.Server
-	mu     sync.Mutex
-	closed bool
-}
-
-func (h *httpServer) init(s *Server) {
-	h.server = http.Server{
+// httpServer is the listening side.
+func (s *Server) httpServer() *http.Server {
+	return &http.Server{
 		Handler:           s,
 		ReadHeaderTimeout: s.options.HeaderTimeout,
 		IdleTimeout:       2 * time.Minute,
@@ -31,7 +24,7 @@ func (h *httpServer) init(s *Server) {
 
 // Serve answers on ln until Shutdown. It returns nil after one.
 func (s *Server) Serve(ln net.Listener) error {
-	err := s.http.server.Serve(&boundedListener{Listener: ln, most: int64(s.options.MaxConnections)})
+	err := s.http.Serve(&boundedListener{Listener: ln, most: int64(s.options.MaxConnections)})
 	if errors.Is(err, http.ErrServerClosed) {
 		return nil
 	}
@@ -42,14 +35,14 @@ func (s *Server) Serve(ln net.Listener) error {
 // closes their connections. It tells whether every request could finish. It does not close the engine.
 func (s *Server) Shutdown(ctx context.Context) (drained bool) {
 	s.draining.Store(true)
-	err := s.http.server.Shutdown(ctx)
+	err := s.http.Shutdown(ctx)
 	s.cancel(errShutdown)
 	if err != nil {
 		// Cancelled requests answer with what they have; those who still cannot write are cut off.
 		grace, cancel := context.WithTimeout(context.Background(), time.Second)
 		defer cancel()
-		s.http.server.Shutdown(grace)
-		s.http.server.Close()
+		s.http.Shutdown(grace)
+		s.http.Close()
 	}
 	s.watch.Wait()
 	return err == nil

@@ -4,6 +4,7 @@ import (
 	"context"
 	"iter"
 	"log/slog"
+	"net/http"
 	"path/filepath"
 	"strings"
 	"sync"
@@ -72,7 +73,7 @@ type Server struct {
 
 	base   context.Context // of every request
 	cancel context.CancelCauseFunc
-	http   httpServer
+	http   *http.Server
 	watch  sync.WaitGroup // goroutines of Start
 
 	bodyBytes atomic.Int64   // of bodies in memory
@@ -91,7 +92,7 @@ func New(o Options, profiler Profiler, log *slog.Logger) (*Server, error) {
 	s.base, s.cancel = context.WithCancelCause(context.Background())
 	s.metrics = metrics.New(metrics.Options{ModelName: o.ServedModelName, Aliases: o.MetricsAliases, Engine: s.engineMetrics})
 	s.routes = routeTable()
-	s.http.init(s)
+	s.http = s.httpServer()
 	return s, nil
 }
 

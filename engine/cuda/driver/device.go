@@ -11,16 +11,13 @@ import (
 
 // Device is what is known of a GPU before a context is made on it.
 type Device struct {
-	Ordinal         int
-	Name            string
-	Major, Minor    int // compute capability
-	SMs             int
-	L2Bytes         int
-	SharedMemory    int // most that one CTA may have when it asks, bytes
-	TotalMemory     int64
-	MemoryClockKHz  int
-	MemoryBusBits   int
-	ConcurrentAsync int // copy engines
+	Ordinal      int
+	Name         string
+	Major, Minor int // compute capability
+	SMs          int
+	L2Bytes      int
+	SharedMemory int // most that one CTA may have when it asks, bytes
+	TotalMemory  int64
 }
 
 // DriverVersion is the newest CUDA version that the driver supports, as 1000*major + 10*minor; 0 with no driver.
@@ -64,7 +61,7 @@ func describe(ordinal int) (Device, error) {
 		what cu.DeviceAttribute
 	}{
 		{&d.Major, cu.ComputeCapabilityMajor}, {&d.Minor, cu.ComputeCapabilityMinor}, {&d.SMs, cu.MultiprocessorCount}, {&d.L2Bytes, cu.L2CacheSize},
-		{&d.SharedMemory, maxSharedMemoryOptin}, {&d.MemoryClockKHz, cu.MemoryClockRate}, {&d.MemoryBusBits, cu.GlobalMemoryBusWidth}, {&d.ConcurrentAsync, cu.AsyncEngineCount},
+		{&d.SharedMemory, maxSharedMemoryOptin},
 	} {
 		if *a.to, err = dev.Attribute(a.what); err != nil {
 			return d, wrap("cuDeviceGetAttribute", err)

@@ -28,15 +28,8 @@ type CUDAError struct {
 	Kernel string // the kernel launched or seen last, if one is to blame; else empty
 }
 
-// CUresult values that callers tell apart.
-const (
-	CodeOutOfMemory    = int(C.CUDA_ERROR_OUT_OF_MEMORY)
-	CodeNotReady       = int(C.CUDA_ERROR_NOT_READY)
-	CodeNoDevice       = int(C.CUDA_ERROR_NO_DEVICE)
-	CodeIllegalAddress = int(C.CUDA_ERROR_ILLEGAL_ADDRESS)
-	CodeNotFound       = int(C.CUDA_ERROR_NOT_FOUND)
-	CodeInvalidImage   = int(C.CUDA_ERROR_INVALID_IMAGE)
-)
+// CodeNoDevice is the CUresult of every call where there is no driver.
+const CodeNoDevice = int(C.CUDA_ERROR_NO_DEVICE)
 
 func (e *CUDAError) Error() string {
 	text := fmt.Sprintf("%s: CUDA error %d", e.Op, e.Code)

@@ -44,6 +44,3 @@ func (e Event) Milliseconds(later Event) (float64, error) {
 
 // Destroy frees the event.
 func (e Event) Destroy() error { return wrap("cuEventDestroy", cu.DestroyEvent(&e.e)) }
-
-// Wait makes later work of s wait for e.
-func (s Stream) Wait(e Event) error { return wrap("cuStreamWaitEvent", s.s.Wait(e.e, 0)) }

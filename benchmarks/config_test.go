@@ -65,6 +65,8 @@ var notInFlags = []string{
 	"model-path", "batch-size", "input-len", "output-len", "dataset-name", "dataset-path", "num-prompts", "random-input-len", "random-output-len",
 	"backend", "base-url", "host", "port", "request-rate", "max-concurrency", "run-name", "log-decode-step", "result-filename", "plot", "api-key", "header",
 	"help-flags", "output-details", "profiler-dir", "ready-check-timeout-sec", "allow-failures", "goodput", "goodput-share",
+	"client-max-lag", "client-max-cpu", "duration", "server-binary", "profile", "profile-activities", "profile-stage", "profile-prefix",
+	"profile-start-step", "profile-steps",
 }
 
 // flagsText lists the flags that were given and matter to the figures.

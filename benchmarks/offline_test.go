@@ -32,7 +32,7 @@ func BenchmarkOfflineThroughput(b *testing.B) {
 		b.Fatal(err)
 	}
 	configLines.print(false, engineConfig(e))
-	name := fmt.Sprintf("model=%s/dtype=%s/%s", modelName(e.Options().ModelPath), e.Info().DType, set.caseName(samples))
+	name := fmt.Sprintf("model=%s/dtype=%s/%s", modelName(e.Options().ModelPath), e.Info().DType, set.caseName(samples, false))
 	if n, i := longest(samples); n > e.Info().MaxContext {
 		table.skip(name, fmt.Sprintf("request %d needs %d tokens of context, has %d: shorten it or raise --context-length", i+1, n, e.Info().MaxContext))
 		b.SkipNow()

@@ -36,7 +36,7 @@ func BenchmarkServing(b *testing.B) {
 	if err != nil {
 		b.Fatal(err)
 	}
-	name := fmt.Sprintf("backend=%s/model=%s/%s", t.client.Kind.Name, t.modelName(), set.caseName(samples))
+	name := fmt.Sprintf("backend=%s/model=%s/%s", t.client.Kind.Name, t.modelName(), set.caseName(samples, true))
 	if n, i := longest(samples); t.context > 0 && n > t.context {
 		table.skip(name, fmt.Sprintf("request %d needs %d tokens of context, the server has %d", i+1, n, t.context))
 		b.SkipNow()

@@ -12,8 +12,11 @@ import (
 func (s *settings) loadSamples(vocab, context int, t *tokenizer.Tokenizer) ([]datasets.Sample, error) {
 	o := s.data
 	o.Path, o.Seed, o.VocabSize, o.NumPrompts = s.datasetPath, uint64(s.datasetSeed), vocab, s.numPrompts
-	if s.fileSays() && !s.given["num-prompts"] {
-		o.NumPrompts = 0
+	if !s.given["num-prompts"] {
+		o.FewerWillDo = true
+		if s.fileSays() {
+			o.NumPrompts = 0
+		}
 	}
 	if o.ContextLen == 0 && s.datasetName != "random" && s.datasetName != "random-ids" {
 		o.ContextLen = context
@@ -33,8 +36,8 @@ func (s *settings) fileSays() bool {
 	return false
 }
 
-// caseName is the workload's part of a row's name.
-func (s *settings) caseName(samples []datasets.Sample) string {
+// caseName is the workload's part of a row's name. Serving may run for a time rather than for a number of prompts.
+func (s *settings) caseName(samples []datasets.Sample, serving bool) string {
 	name := "dataset=" + s.datasetName
 	switch s.datasetName {
 	case "random", "random-ids":
@@ -47,6 +50,9 @@ func (s *settings) caseName(samples []datasets.Sample) string {
 	}
 	if s.data.NumTurns > 1 {
 		name += fmt.Sprintf("/turns=%d", s.data.NumTurns)
+	}
+	if d := s.serving.duration; serving && d > 0 {
+		return name + "/duration=" + d.String()
 	}
 	return name + fmt.Sprintf("/prompts=%d", len(samples))
 }

@@ -168,20 +168,30 @@ func backendOptions(o *Options, cfg *model.Config, progress func(string, float64
 		b.NumPages = (o.MaxTotalTokens + b.PageSize - 1) / b.PageSize
 	}
 	if b.MaxTokens == 0 {
-		// A step should take a whole chunk beside a decode row for everyone else.
-		rows := o.MaxRunningRequests
-		switch {
-		case o.ChunkedPrefillSize > 0 && rows > 0:
-			b.MaxTokens = o.ChunkedPrefillSize + rows
-		case o.ChunkedPrefillSize < 0:
-			b.MaxTokens = max(o.ContextLength, 1)
-			if o.ContextLength == 0 {
-				b.MaxTokens = cfg.MaxPositions
-			}
-			b.MaxTokens += rows
-		}
+		b.MaxTokens = stepTokens(o, cfg)
 	}
 	return b
+}
+
+// mostRows is at least what any backend takes where the options leave rows to it.
+const mostRows = 256
+
+// stepTokens is what a step must take so that the chunks asked for fit beside a decode row for everyone else; 0 where the
+// backend's own choice does.
+func stepTokens(o *Options, cfg *model.Config) int {
+	rows := o.MaxRunningRequests
+	if rows == 0 {
+		rows = mostRows
+	}
+	switch {
+	case o.ChunkedPrefillSize < 0 && o.ContextLength > 0:
+		return o.ContextLength + rows
+	case o.ChunkedPrefillSize < 0:
+		return cfg.MaxPositions + rows
+	case o.ChunkedPrefillSize >= rows: // every backend takes as many tokens as rows, and more
+		return o.ChunkedPrefillSize + rows
+	}
+	return 0
 }
 
 // checkpoint is asked between the phases of Open, each of which may take long.

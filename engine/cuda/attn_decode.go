@@ -26,8 +26,11 @@ func attnSplits(d device, s shape, rows int) int {
 	return max(1, min(attnMaxSplits, attnDecodeCTAs*d.SMs/(rows*s.KVHeads)))
 }
 
-// attnScratchBytes is the room for attn_decode's partial results and counters.
-func attnScratchBytes(d device, s shape) int64 { return attnCounterBytes(s) + attnPartBytes(d, s) }
+// attnScratchBytes is the room for partial results and counters of attn_decode and gemm_sm90: attention's counters, the other's, then
+// partial results of either.
+func attnScratchBytes(d device, s shape) int64 {
+	return attnCounterBytes(s) + gemmCounterBytes + max(attnPartBytes(d, s), gemmPartBytes(d, s))
+}
 
 func attnCounterBytes(s shape) int64 { return int64(pad(bucketFor(s.MaxRows)*s.KVHeads*4, 256)) }
 
@@ -42,7 +45,7 @@ func attnPartBytes(d device, s shape) int64 {
 // attnDecodeOp: one query token a row against its pages in layer i.
 func attnDecodeOp(d device, s shape, b *buffers, w layerWeights, layer, rows int) op {
 	p := attnDecodeParams{QKV: b.QKV, KV: b.KV + ptr(int64(layer)*s.layerKVBytes()), Out: b.Att, QNorm: w.QNorm, KNorm: w.KNorm, Rope: b.Rope,
-		RowSlot: b.RowSlot, RowCtx: b.RowCtx, PageTable: b.PageTable, Arrived: b.AttnScratch, Part: b.AttnScratch + ptr(attnCounterBytes(s)),
+		RowSlot: b.RowSlot, RowCtx: b.RowCtx, PageTable: b.PageTable, Arrived: b.AttnScratch, Part: b.AttnScratch + ptr(attnCounterBytes(s)+gemmCounterBytes),
 		Scale: attnScale(s)}
 	return op{Name: "attn_decode", Unit: unit{File: "attn_decode.cu", Symbol: "attn_decode"}, Grid: [3]int{attnSplits(d, s, rows), s.KVHeads, rows},
 		Block: attnDecodeThreads, PDL: true, Params: paramBytes(&p), Bytes: int64(rows) * int64(s.qkvDim()+s.qDim()) * bf16Bytes}

@@ -57,7 +57,7 @@ func (l linear) gemvTile(d device) gemvTile {
 	warps := 2 * d.SMs * gemvWarps
 	best, bestCost := 1, 0
 	for _, rows := range []int{1, 2, 4, 8} {
-		if rows > 1 && (rows*steps > gemvLoads || rows > l.n) {
+		if rows > 1 && (rows*steps > gemvLoads/l.m || rows > l.n) { // a second token takes registers of its own
 			break
 		}
 		perUnit, cost := rows, rows
@@ -193,7 +193,17 @@ func gemvHeadOp(d device, s shape, b *buffers, samples int, full bool) op {
 		Slot: b.SampleSlot, Position: b.SamplePos, SlotParam: b.SlotParam, Best: b.HeadScratch})
 }
 
-// headScratchBytes is the room for the candidates of gemvHeadOp: {f32 score, u32 token} [gemvRows, CTAs].
-func headScratchBytes(d device, _ shape) int64 { return int64(gemvRows) * int64(2*d.SMs) * 8 }
+// headScratchBytes is the room for the head's candidates: {f32 score, u32 token} [rows, CTAs].
+func headScratchBytes(d device, _ shape) int64 {
+	return max(int64(gemvRows)*int64(2*d.SMs), int64(gemmHeadTokens)*int64(d.SMs)) * 8
+}
+
+// headCTAs is the number of candidates of each row.
+func headCTAs(d device, s shape, samples int) int {
+	if samples > gemvRows {
+		return linear{n: s.Vocab, k: s.Hidden}.gemmCTAs(d)
+	}
+	return headLinear(s, samples, false).grid(d)
+}
 
 func ceilDiv(a, b int) int { return (a + b - 1) / b }

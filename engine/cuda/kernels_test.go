@@ -64,9 +64,14 @@ func allUnits(d device, s shape) []unit {
 	return append(units, unit{File: "fill.cu", Symbol: "fill"}, unit{File: "rope_table.cu", Symbol: "rope_table"})
 }
 
-// spillsAllowed lists kernels that may use local memory, with the reason.
-var spillsAllowed = map[string]string{
-	"rope_table": "sincos in fp64 reduces large angles in local memory; it runs once, at start",
+// spillsAllowed lists kernels that may use local memory: how much, bytes a thread, and why.
+var spillsAllowed = map[string]struct {
+	bytes  int
+	reason string
+}{
+	"rope_table": {40, "sincos in fp64 reduces large angles in local memory; it runs once, at start"},
+	"gemv_mma":   {8, "one or two of 128 registers are put aside while x is normed, once a CTA; the loop over the weights has none"},
+	"sample":     {16, "a few registers of the search for the kept set, where it is rare: more candidates than shared memory holds"},
 }
 
 var resourceLine = regexp.MustCompile(`(\d+) bytes stack frame, (\d+) bytes spill stores, (\d+) bytes spill loads`)
@@ -113,7 +118,7 @@ func compileAll(t *testing.T, nvrtc *driver.Compiler, d device, s shape, strict 
 			for _, m := range resourceLine.FindAllStringSubmatch(log, -1) {
 				stack, _ := strconv.Atoi(m[1])
 				stores, _ := strconv.Atoi(m[2])
-				if strict && stack+stores > 0 && spillsAllowed[u.Symbol] == "" {
+				if strict && max(stack, stores) > spillsAllowed[u.Symbol].bytes {
 					t.Errorf("%s uses local memory: %s", u, m[0])
 				}
 			}
@@ -167,7 +172,8 @@ func TestBuckets(t *testing.T) {
 	for _, c := range []struct{ in, want stepShape }{
 		{stepShape{rows: 3, decode: 3, tokens: 3, samples: 3}, stepShape{rows: 3, decode: 3, tokens: 3, samples: 3}},
 		{stepShape{rows: 5, decode: 5, tokens: 5, samples: 5}, stepShape{rows: 6, decode: 6, tokens: 6, samples: 6}},
-		{stepShape{rows: 17, decode: 17, tokens: 17, samples: 17}, stepShape{rows: 24, decode: 24, tokens: 24, samples: 24, full: true}},
+		{stepShape{rows: 17, decode: 17, tokens: 17, samples: 17}, stepShape{rows: 24, decode: 24, tokens: 24, samples: 24}},
+		{stepShape{rows: 49, decode: 49, tokens: 49, samples: 49}, stepShape{rows: 64, decode: 64, tokens: 64, samples: 64, full: true}},
 		{stepShape{rows: 1, tokens: 5, samples: 1, longest: 5}, stepShape{rows: 1, tokens: 6, samples: 1, longest: 6}},
 		{stepShape{rows: 6, decode: 5, tokens: 105, samples: 5, longest: 100}, stepShape{rows: 6, decode: 5, tokens: 128, samples: 6, longest: 128}},
 		{stepShape{rows: 1, tokens: 100, longest: 100}, stepShape{rows: 1, tokens: 128, longest: 128}},

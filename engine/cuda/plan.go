@@ -55,7 +55,7 @@ func (st stepShape) decodeOnly() bool { return st.decode == st.rows && st.sample
 func (st stepShape) padded() stepShape {
 	if st.decodeOnly() {
 		n := bucketFor(st.rows)
-		return stepShape{rows: n, decode: n, tokens: n, samples: n, full: st.full || n > gemvRows}
+		return stepShape{rows: n, decode: n, tokens: n, samples: n, full: st.full || n > gemmPays}
 	}
 	if st.tokens <= gemvRows {
 		st.tokens = bucketFor(st.tokens)
@@ -66,7 +66,7 @@ func (st stepShape) padded() stepShape {
 	if st.samples > 0 {
 		st.samples = bucketFor(st.samples)
 	}
-	st.full = st.full || st.samples > gemvRows
+	st.full = st.full || st.samples > gemmPays
 	return st
 }
 
@@ -112,16 +112,25 @@ func (p *planner) step(st stepShape, h hooks) []node {
 	return nodes
 }
 
+// ownGEMM tells whether gemm_sm90 takes products of m tokens. It does not where the sums' order may not depend on m.
+func (p *planner) ownGEMM(m int) bool {
+	return m > gemvRows && m <= gemmPays && !p.blasOnly && !p.shape.Deterministic && p.shape.fitsGEMM(p.device, m)
+}
+
 // layer lists what layer i runs, from the residual stream to the residual stream.
 func (p *planner) layer(st stepShape, i int, l layerWeights) []node {
 	d, s, b := p.device, p.shape, p.buffers
 	var nodes []node
 	kernel := func(o op) { nodes = append(nodes, node{op: &o}) }
 	product := func(g driver.GEMM) { nodes = append(nodes, p.products(g)...) }
-	small := st.tokens <= gemvRows && !s.Deterministic
-	if small {
+	small, own := st.tokens <= gemvRows && !s.Deterministic, p.ownGEMM(st.tokens)
+	switch {
+	case small:
 		kernel(gemvQKVOp(d, s, b, l, st.tokens))
-	} else {
+	case own:
+		kernel(rmsnormOp(d, s, b, l.Norm1, st.tokens))
+		kernel(gemmQKVOp(d, s, b, l, st.tokens))
+	default:
 		kernel(rmsnormOp(d, s, b, l.Norm1, st.tokens))
 		product(driver.GEMM{M: st.tokens, N: s.qkvDim(), K: s.Hidden, W: l.WQKV, X: b.XN, Y: b.QKV, Bias: l.BQKV})
 	}
@@ -136,6 +145,13 @@ func (p *planner) layer(st stepShape, i int, l layerWeights) []node {
 		kernel(gemvOOp(d, s, b, l, st.tokens))
 		kernel(gemvGateUpOp(d, s, b, l, st.tokens))
 		kernel(gemvDownOp(d, s, b, l, st.tokens))
+		return nodes
+	}
+	if own {
+		kernel(gemmOOp(d, s, b, l, st.tokens))
+		kernel(rmsnormOp(d, s, b, l.Norm2, st.tokens))
+		kernel(gemmGateUpOp(d, s, b, l, st.tokens))
+		kernel(gemmDownOp(d, s, b, l, st.tokens))
 		return nodes
 	}
 	product(driver.GEMM{M: st.tokens, N: s.Hidden, K: s.qDim(), W: l.WO, X: b.Att, Y: b.X, Accumulate: true})
@@ -154,6 +170,9 @@ func (p *planner) head(st stepShape, h hooks) []node {
 	case st.samples == 0:
 	case st.samples <= gemvRows && !s.Deterministic:
 		kernel(gemvHeadOp(d, s, b, st.samples, st.full))
+	case p.ownGEMM(st.samples):
+		kernel(gatherNormOp(d, s, b, st.samples))
+		kernel(gemmHeadOp(d, s, b, st.samples, st.full))
 	default:
 		kernel(gatherNormOp(d, s, b, st.samples))
 		nodes = append(nodes, p.products(driver.GEMM{M: st.samples, N: s.Vocab, K: s.Hidden, W: b.Head, X: b.XS, Y: b.Logits, F32: true})...)
@@ -216,7 +235,7 @@ func (p *planner) units() []unit {
 		}
 	}
 	for _, n := range buckets {
-		if n > max(gemvRows, p.shape.MaxRows) {
+		if n > max(gemvRows, p.shape.MaxRows, min(gemmPays, p.shape.MaxTokens)) {
 			break
 		}
 		for _, full := range []bool{false, true} {

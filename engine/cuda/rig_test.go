@@ -6,6 +6,7 @@ import (
 	"math"
 	"math/rand/v2"
 	"runtime"
+	"slices"
 	"strings"
 	"testing"
 	"unsafe"
@@ -137,6 +138,29 @@ func (r *rig) enqueue(ops ...op) {
 		err := f.Launch(r.stream, driver.Geometry{Grid: o.Grid, Block: o.Block, Smem: o.Smem, Cluster: o.Cluster, PDL: o.PDL}, o.Params)
 		require.NoError(r, err, "%s grid %v", o.Unit, o.Grid)
 	}
+}
+
+// time is the median of b.N launches, at least 5, in milliseconds, each timed by events of its own.
+func (r *rig) time(b *testing.B, o op) float64 {
+	b.Helper()
+	r.run(o, o)
+	before, err := driver.NewEvent()
+	require.NoError(b, err)
+	after, err := driver.NewEvent()
+	require.NoError(b, err)
+	var all []float64
+	b.ResetTimer()
+	for range max(b.N, 5) {
+		require.NoError(b, before.Record(r.stream))
+		r.enqueue(o)
+		require.NoError(b, after.Record(r.stream))
+		require.NoError(b, after.Synchronize())
+		ms, err := before.Milliseconds(after)
+		require.NoError(b, err)
+		all = append(all, ms)
+	}
+	slices.Sort(all)
+	return all[len(all)/2]
 }
 
 func fromBF16(b uint16) float32 { return math.Float32frombits(uint32(b) << 16) }

@@ -30,7 +30,7 @@ var maxTopDefine = fmt.Sprintf("MAX_TOP=%d", maxTop)
 // sampleFastOp: the head's candidates to tokens, published.
 func sampleFastOp(d device, s shape, b *buffers, samples int) op {
 	p := sampleFastParams{Best: b.HeadScratch, SampleSlot: b.SampleSlot, SlotToken: b.SlotToken, Ring: newRingParams(s, b), Rows: int32(samples),
-		CTAs: int32(headLinear(s, samples, false).grid(d))}
+		CTAs: int32(headCTAs(d, s, samples))}
 	return op{Name: "sample_fast", Unit: unit{"sample_fast.cu", "sample_fast", maxTopDefine}, Grid: [3]int{1, 1, 1}, Block: 512, PDL: true, Params: paramBytes(&p)}
 }
 

@@ -8,6 +8,8 @@ import (
 	"io/fs"
 )
 
+//go:generate go run wgmma_gen.go
+
 //go:embed *.cu *.cuh
 var files embed.FS
 

@@ -7,7 +7,7 @@
 // to bf16) on its way to shared memory; 1/RMS multiplies the sum, so no reduction stands between x and the products.
 // U = 16 x 256 threads x 2 CTAs: the setting that let one successor in and reached 0.92 of the read ceiling as a chain on an H200
 // (kernels of 128 threads x 3 CTAs leave room for several waiting grids and lost 40 %).
-#include "linear.cuh"
+#include "stream.cuh"
 
 #ifndef ROWS_PER_PASS
 #error "ROWS_PER_PASS: rows whose loads are in flight together, 1 unless K is small"

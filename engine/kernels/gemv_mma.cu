@@ -12,7 +12,7 @@
 // Two CTAs fit no SM (512 threads of 128 registers), which keeps grids balanced: a successor's CTA starts where one of this grid ended.
 // With room for two, the scheduler puts two of the successor on SMs that finish first, and those take twice as long: a chain of 8B
 // layers at M = 8 took 9.5 ms so, 5.7 with 256 threads and 128 registers (H100, 4.82 the floor).
-#include "linear.cuh"
+#include "stream.cuh"
 
 #ifndef BLOCKS
 #error "BLOCKS: blocks of 16 rows that a CTA works on at once, 1..4"

@@ -1,5 +1,4 @@
-// What the two streaming matrix kernels of decode (gemv: M <= 2 on CUDA cores, gemv_mma: M <= 16 on the matrix units) share:
-// parameters, defines, and what happens to a finished output.
+// What the matrix kernels share: defines, and what happens to a finished output.
 #pragma once
 #include "head.cuh"
 
@@ -27,24 +26,6 @@
 #define IS_HEAD (EPILOGUE == HEAD_FAST || EPILOGUE == HEAD_LOGITS)
 static_assert(K % 8 == 0, "K must be a multiple of 8: rows are read 16 bytes at a time");
 static_assert(EPILOGUE != SWIGLU || N % 16 == 0, "gate and up are interleaved in blocks of 8 rows");
-
-struct Params {
-	const bf16* w;        // [N, K]
-	const bf16* x;        // [tokens, K]
-	const bf16* gamma;    // [K], NORM
-	const bf16* bias;     // [N], STORE_BIAS
-	bf16* y;              // [M, N], SwiGLU [M, N/2]; RESIDUAL adds to it
-	float* logits;        // [M, N], HEAD_LOGITS
-	const i32* x_row;     // head: row m reads token x_row[m] of x; null elsewhere
-	const i32* slot;      // HEAD_FAST [M], -1 for padding
-	const i32* position;  // HEAD_FAST [M]
-	const SlotParams* slot_param;
-	Candidate* best;      // HEAD_FAST [M, CTAs]
-	i32 tokens;           // at most M
-	i32 pad;
-};
-
-DEVICE int token_row(const Params& p, int m) { return IS_HEAD && p.x_row ? p.x_row[m] : m; }
 
 // gate_row is the row of W that makes the gate of output j; its up row lies 8 further.
 DEVICE int gate_row(int j) { return (j >> 3) * 16 + (j & 7); }

@@ -168,6 +168,36 @@ DEVICE void bulk_load(void* dst, const void* src, u32 bytes, u64* bar, u64 polic
 	asm volatile("cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes.L2::cache_hint [%0], [%1], %2, [%3], %4;"
 	             ::"r"(smem_addr(dst)), "l"(src), "r"(bytes), "r"(smem_addr(bar)), "l"(policy) : "memory");
 }
+// tensor_load copies the box at (column, row) of the matrix that map describes, swizzled by 128 bytes.
+DEVICE void tensor_load(void* dst, const void* map, i32 column, i32 row, u64* bar, u64 policy) {
+	asm volatile("cp.async.bulk.tensor.2d.shared::cluster.global.tile.mbarrier::complete_tx::bytes.L2::cache_hint [%0], [%1, {%3, %4}], [%2], %5;"
+	             ::"r"(smem_addr(dst)), "l"(map), "r"(smem_addr(bar)), "r"(column), "r"(row), "l"(policy) : "memory");
+}
+DEVICE void tensor_prefetch_map(const void* map) { asm volatile("prefetch.tensormap [%0];" ::"l"(map) : "memory"); }
+DEVICE void mbarrier_arrive(u64* bar) { asm volatile("mbarrier.arrive.shared::cta.b64 _, [%0];" ::"r"(smem_addr(bar)) : "memory"); }
+DEVICE u64 policy_evict_last() {
+	u64 p;
+	asm("createpolicy.fractional.L2::evict_last.b64 %0, 1.0;" : "=l"(p));
+	return p;
+}
+#endif
+DEVICE void barrier_sync(u32 id, u32 threads) { asm volatile("bar.sync %0, %1;" ::"r"(id), "r"(threads) : "memory"); }
+
+// ---- warpgroup matrix units, sm_90a ----
+#if ARCH >= 900 && defined(__CUDA_ARCH_FEAT_SM90_ALL)
+DEVICE void wgmma_fence() { asm volatile("wgmma.fence.sync.aligned;" ::: "memory"); }
+DEVICE void wgmma_commit() { asm volatile("wgmma.commit_group.sync.aligned;" ::: "memory"); }
+template <int PENDING> DEVICE void wgmma_wait() { asm volatile("wgmma.wait_group.sync.aligned %0;" ::"n"(PENDING) : "memory"); }
+// wgmma_tile describes rows of 64 bf16 in shared memory, swizzled by 128 bytes, starting on 1024; add 2 for each 16 columns.
+DEVICE u64 wgmma_tile(const void* p) { return (u64)((smem_addr(p) & 0x3FFFFu) >> 4) | (u64)1 << 16 | (u64)64 << 32 | (u64)1 << 62; }
+// wgmma_columns describes the same rows where they are the k of B and its columns run along them; blocks of 64 columns lie block_bytes apart.
+// Add 128 for each 16 rows.
+DEVICE u64 wgmma_columns(const void* p, u32 block_bytes) {
+	return (u64)((smem_addr(p) & 0x3FFFFu) >> 4) | (u64)(block_bytes >> 4) << 16 | (u64)64 << 32 | (u64)1 << 62;
+}
+DEVICE void fence_async_shared() { asm volatile("fence.proxy.async.shared::cta;" ::: "memory"); }
+template <int COUNT> DEVICE void registers_more() { asm volatile("setmaxnreg.inc.sync.aligned.u32 %0;" ::"n"(COUNT)); }
+template <int COUNT> DEVICE void registers_less() { asm volatile("setmaxnreg.dec.sync.aligned.u32 %0;" ::"n"(COUNT)); }
 #endif
 
 // ---- matrix units ----

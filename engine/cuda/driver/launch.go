@@ -6,7 +6,7 @@ package driver
 #include <cuda.h>
 #include <stddef.h>
 typedef struct { unsigned grid[3], block, smem, cluster; int pdl; } geometry;
-static CUresult launchEx(void *f, void *s, const geometry *g, void *params, size_t bytes) {
+static CUresult launchEx(void *f, void *s, const geometry *g, void *params) {
 	CUlaunchAttribute at[2];
 	CUlaunchConfig c = {0};
 	c.gridDimX = g->grid[0]; c.gridDimY = g->grid[1]; c.gridDimZ = g->grid[2];
@@ -22,8 +22,9 @@ static CUresult launchEx(void *f, void *s, const geometry *g, void *params, size
 		at[c.numAttrs].value.clusterDim.y = 1;
 		at[c.numAttrs++].value.clusterDim.z = 1;
 	}
-	void *extra[] = {CU_LAUNCH_PARAM_BUFFER_POINTER, params, CU_LAUNCH_PARAM_BUFFER_SIZE, &bytes, CU_LAUNCH_PARAM_END};
-	return cuLaunchKernelEx(&c, (CUfunction)f, NULL, extra);
+	// A pointer to the one parameter, not a packed buffer: a parameter aligned to 128 bytes for its tensor maps does not start the buffer.
+	void *args[] = {params};
+	return cuLaunchKernelEx(&c, (CUfunction)f, args, NULL);
 }
 static CUresult setSmem(void *f, int n) { return cuFuncSetAttribute((CUfunction)f, CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES, n); }
 static CUresult setCarveout(void *f, int n) { return cuFuncSetAttribute((CUfunction)f, CU_FUNC_ATTRIBUTE_PREFERRED_SHARED_MEMORY_CARVEOUT, n); }
@@ -126,7 +127,7 @@ type Geometry struct {
 	PDL     bool
 }
 
-// Launch enqueues the kernel. params is its parameter block, laid out as the kernel's parameters are.
+// Launch enqueues the kernel. params is its one parameter, a struct.
 func (f *Function) Launch(s Stream, g Geometry, params []byte) error {
 	c := C.geometry{block: C.uint(g.Block), smem: C.uint(g.Smem), cluster: C.uint(g.Cluster)}
 	for i, n := range g.Grid {
@@ -135,7 +136,7 @@ func (f *Function) Launch(s Stream, g Geometry, params []byte) error {
 	if g.PDL {
 		c.pdl = 1
 	}
-	r := C.launchEx(f.f, unsafe.Pointer(s.s.C()), &c, unsafe.Pointer(unsafe.SliceData(params)), C.size_t(len(params)))
+	r := C.launchEx(f.f, unsafe.Pointer(s.s.C()), &c, unsafe.Pointer(unsafe.SliceData(params)))
 	if r != C.CUDA_SUCCESS {
 		return &CUDAError{Op: "cuLaunchKernelEx", Code: int(r), Kernel: f.Name}
 	}

@@ -1,0 +1,206 @@
+// attn_prefill_sm90: attn_prefill for heads of 64 and 128 on the warpgroup matrix units: causal attention of prefill rows' query tokens
+// against their pages, which hold the prefix and this chunk already.
+//
+// Shapes: qkv [tokens, QKV_N] (q rotated), out [tokens, HEADS HEAD_DIM], cache [page][K|V][KV_HEADS][PAGE][HEAD_DIM], bf16. Grid (HEADS, query
+// tiles of the longest row, rows), 384 threads: two warpgroups of 64 query tokens each and one that copies; shared memory: Q, and two
+// stages each of K and V tiles of 128 tokens. FLOPs: 4 HEADS HEAD_DIM a visible pair; bound by the matrix units.
+// FlashAttention-3's inner loop (arXiv:2407.08608): the next tile's Q K^T is issued before this tile's P V, so the softmax of one runs under
+// the products of the other; P stays in registers. Pages come as boxes of PAGE rows x 64 columns through one tensor map of the layer's cache.
+// What lies behind a row's last token in its page may be anything: V is zeroed there, as 0 * NaN would not be 0.
+#include "attention.cuh"
+#include "wgmma.cuh"
+
+#define THREADS 384
+constexpr int QT = 128, KT = 128;
+constexpr int COLS = HEAD_DIM / 64;       // blocks of 64 columns
+constexpr u32 TILE_BYTES = KT * HEAD_DIM * 2;
+static_assert(HEAD_DIM == 64 || HEAD_DIM == 128, "HEAD_DIM 64 or 128");
+static_assert(PAGE <= KT, "pages of at most a tile");
+
+struct alignas(128) TensorMap { u64 words[16]; };
+
+struct Params {
+	TensorMap q, kv;       // qkv in boxes of 64 x 64, the layer's cache in boxes of PAGE x 64
+	bf16* out;
+	const i32* row_slot;   // [rows]
+	const i32* row_pos;
+	const i32* row_len;
+	const i32* row_start;
+	const i32* page_table;
+	float scale;           // log2(e)/sqrt(HEAD_DIM)
+	i32 first_row;         // row of blockIdx.z 0: decode rows come before
+	u64 pad[9];
+};
+
+struct Shared {
+	bf16 q[2][COLS][64][64];
+	bf16 k[2][COLS][KT][64], v[2][COLS][KT][64];
+	u64 q_full, k_full[2], k_empty[2], v_full[2], v_empty[2];
+};
+
+struct Work { i32 slot, len, pos, start, q0, begin, end, tiles; };
+
+#if ARCH >= 900 && defined(__CUDA_ARCH_FEAT_SM90_ALL)
+DEVICE void copy(const Params& p, Shared& sh, const Work& w) {
+	const int head = blockIdx.x;
+	const u64 keep = policy_evict_last();
+	const i32* pages = p.page_table + (size_t)w.slot * MAX_PAGES;
+	mbarrier_expect(&sh.q_full, sizeof(sh.q));
+	for (int g = 0; g < 2; g++)
+		for (int c = 0; c < COLS; c++) tensor_load(sh.q[g][c], &p.q, head * HEAD_DIM + 64 * c, w.start + w.q0 + 64 * g, &sh.q_full, keep);
+	auto load = [&](bf16(&to)[COLS][KT][64], int tile, bool is_v, u64* full) {
+		mbarrier_expect(full, TILE_BYTES);
+		for (int r = 0; r < KT; r += PAGE) {
+			// Past the end any page does: K is masked, V zeroed.
+			const i32 page = pages[min(w.begin + tile * KT + r, w.end - 1) / PAGE];
+			for (int c = 0; c < COLS; c++) tensor_load(to[c][r], &p.kv, 64 * c, ((page * 2 + is_v) * KV_HEADS + head / GROUP) * PAGE, full, keep);
+		}
+	};
+	for (int i = 0; i < w.tiles; i++) {
+		const int s = i & 1;
+		if (i >= 2) mbarrier_wait(&sh.k_empty[s], (i / 2 - 1) & 1);
+		load(sh.k[s], i, false, &sh.k_full[s]);
+		if (i >= 2) mbarrier_wait(&sh.v_empty[s], (i / 2 - 1) & 1);
+		load(sh.v[s], i, true, &sh.v_full[s]);
+	}
+}
+
+DEVICE void attend(const Params& p, Shared& sh, const Work& w) {
+	const int tid = threadIdx.x, group = tid >> 7, lane = tid & 31, warp = tid >> 5 & 3, g = lane >> 2, t = lane & 3;
+	const bool leader = (tid & 127) == 0;
+	const int qa = w.q0 + group * 64 + warp * 16 + g;  // the thread's query rows are qa and qa + 8
+	float o[HEAD_DIM / 2], s[KT / 2];
+	u32 prob[KT / 16][4];
+	float m[2] = {-1e30f, -1e30f}, l[2] = {};
+
+	auto scores = [&](int tile) {  // issues S = Q K^T
+		mbarrier_wait(&sh.k_full[tile & 1], tile / 2 & 1);
+		wgmma_fence();
+#pragma unroll
+		for (int j = 0; j < HEAD_DIM / 16; j++)
+			Wgmma<KT>::product(s, wgmma_tile(sh.q[group][j / 4]) + 2 * (j % 4), wgmma_tile(sh.k[tile & 1][j / 4]) + 2 * (j % 4), j > 0);
+		wgmma_commit();
+	};
+	auto values = [&](int tile) {  // issues O += P V
+		mbarrier_wait(&sh.v_full[tile & 1], tile / 2 & 1);
+		if (tile + 1 == w.tiles) {
+			const int valid = w.end - (w.begin + tile * KT);
+			for (int i = tid; i < (KT - valid) * COLS * 8; i += 256)
+				*reinterpret_cast<uint4*>(&sh.v[tile & 1][i / 8 % COLS][valid + i / (8 * COLS)][i % 8 * 8]) = make_uint4(0, 0, 0, 0);
+			fence_async_shared();
+			barrier_sync(1, 256);
+		}
+		wgmma_fence();
+#pragma unroll
+		for (int j = 0; j < KT / 16; j++)
+			Wgmma<HEAD_DIM>::product_of_registers(o, prob[j], wgmma_columns(sh.v[tile & 1], KT * 128) + 128 * j, j > 0 || tile > 0);
+		wgmma_commit();
+	};
+	float shrink[2];
+	auto softmax = [&](int tile) {  // s to probabilities in place; what O must shrink by
+		const int k0 = w.begin + tile * KT, first = w.pos + w.q0 + group * 64;
+		if (k0 + KT > first + 1 || (WINDOW && k0 < window_start(first + 64))) {
+#pragma unroll
+			for (int i = 0; i < KT / 2; i++) {
+				const int key = k0 + i / 4 * 8 + 2 * t + (i & 1), query = w.pos + qa + (i & 2 ? 8 : 0);
+				if (key > query || (WINDOW && key <= query - WINDOW)) s[i] = -__int_as_float(0x7F800000);
+			}
+		}
+#pragma unroll
+		for (int h = 0; h < 2; h++) {
+			float top = -__int_as_float(0x7F800000);
+#pragma unroll
+			for (int i = 0; i < KT / 8; i++) top = fmaxf(top, fmaxf(s[4 * i + 2 * h], s[4 * i + 2 * h + 1]));
+			top = fmaxf(top, __shfl_xor_sync(~0u, top, 1));
+			top = fmaxf(top, __shfl_xor_sync(~0u, top, 2));
+			top = fmaxf(m[h], top * p.scale);
+			shrink[h] = exp2_fast(m[h] - top);
+			m[h] = top;
+			float sum = 0.f;
+#pragma unroll
+			for (int i = 0; i < KT / 8; i++) {
+				s[4 * i + 2 * h] = exp2_fast(fmaf(s[4 * i + 2 * h], p.scale, -top));
+				s[4 * i + 2 * h + 1] = exp2_fast(fmaf(s[4 * i + 2 * h + 1], p.scale, -top));
+				sum += s[4 * i + 2 * h] + s[4 * i + 2 * h + 1];
+			}
+			l[h] = fmaf(l[h], shrink[h], sum);
+		}
+	};
+	auto pack = [&] {
+#pragma unroll
+		for (int j = 0; j < KT / 16; j++)
+#pragma unroll
+			for (int i = 0; i < 4; i++) prob[j][i] = pack_bf16(s[8 * j + 2 * i], s[8 * j + 2 * i + 1]);
+	};
+
+	mbarrier_wait(&sh.q_full, 0);
+	scores(0);
+	wgmma_wait<0>();
+	if (leader) mbarrier_arrive(&sh.k_empty[0]);
+	softmax(0);
+	pack();
+	for (int tile = 1; tile < w.tiles; tile++) {
+		scores(tile);
+		values(tile - 1);
+		wgmma_wait<1>();
+		if (leader) mbarrier_arrive(&sh.k_empty[tile & 1]);
+		softmax(tile);
+		wgmma_wait<0>();
+		if (leader) mbarrier_arrive(&sh.v_empty[(tile - 1) & 1]);
+#pragma unroll
+		for (int i = 0; i < HEAD_DIM / 2; i++) o[i] *= shrink[i >> 1 & 1];
+		pack();
+	}
+	values(w.tiles - 1);
+	wgmma_wait<0>();
+#pragma unroll
+	for (int h = 0; h < 2; h++) {
+		l[h] += __shfl_xor_sync(~0u, l[h], 1);
+		l[h] += __shfl_xor_sync(~0u, l[h], 2);
+		const int query = qa + 8 * h;
+		if (query >= w.len) continue;
+		const float scale = 1.f / l[h];
+		bf16* out = p.out + ((size_t)(w.start + query) * HEADS + blockIdx.x) * HEAD_DIM;
+#pragma unroll
+		for (int j = 0; j < HEAD_DIM / 8; j++) *reinterpret_cast<u32*>(out + 8 * j + 2 * t) = pack_bf16(o[4 * j + 2 * h] * scale, o[4 * j + 2 * h + 1] * scale);
+	}
+}
+#endif
+
+extern "C" __global__ void __launch_bounds__(THREADS, 1) attn_prefill_sm90(const __grid_constant__ Params p) {
+#if ARCH >= 900 && defined(__CUDA_ARCH_FEAT_SM90_ALL)
+	extern __shared__ __align__(1024) u8 smem[];
+	Shared& sh = *reinterpret_cast<Shared*>(smem);
+	PDL_LAUNCH();
+	PDL_WAIT();
+	const int row = p.first_row + blockIdx.z;
+	Work w;
+	w.slot = p.row_slot[row];
+	w.len = p.row_len[row];
+	w.pos = p.row_pos[row];
+	w.start = p.row_start[row];
+	w.q0 = (gridDim.y - 1 - blockIdx.y) * QT;
+	if (w.slot < 0 || w.q0 >= w.len) return;
+	w.end = w.pos + min(w.q0 + QT, w.len);
+	w.begin = window_start(w.pos + w.q0 + 1) / PAGE * PAGE;
+	w.tiles = ceil_div(w.end - w.begin, KT);
+	if (threadIdx.x == 0) {
+		mbarrier_init(&sh.q_full, 1);
+		for (int i = 0; i < 2; i++) {
+			mbarrier_init(&sh.k_full[i], 1);
+			mbarrier_init(&sh.v_full[i], 1);
+			mbarrier_init(&sh.k_empty[i], 2);
+			mbarrier_init(&sh.v_empty[i], 2);
+		}
+		mbarrier_init_fence();
+	}
+	__syncthreads();
+	if (threadIdx.x >= 256) {
+		registers_less<40>();
+		if (threadIdx.x == 256) copy(p, sh, w);
+	} else {
+		registers_more<232>();
+		attend(p, sh, w);
+	}
+#endif
+}

@@ -27,10 +27,7 @@ static CUresult launchEx(void *f, void *s, const geometry *g, void *params) {
 	return cuLaunchKernelEx(&c, (CUfunction)f, args, NULL);
 }
 static CUresult setSmem(void *f, int n) { return cuFuncSetAttribute((CUfunction)f, CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES, n); }
-static CUresult setCarveout(void *f, int n) { return cuFuncSetAttribute((CUfunction)f, CU_FUNC_ATTRIBUTE_PREFERRED_SHARED_MEMORY_CARVEOUT, n); }
 static CUresult setWideCluster(void *f) { return cuFuncSetAttribute((CUfunction)f, CU_FUNC_ATTRIBUTE_NON_PORTABLE_CLUSTER_SIZE_ALLOWED, 1); }
-static CUresult attribute(void *f, int a, int *v) { return cuFuncGetAttribute(v, (CUfunction_attribute)a, (CUfunction)f); }
-static CUresult occupancy(void *f, int block, size_t smem, int *n) { return cuOccupancyMaxActiveBlocksPerMultiprocessor(n, (CUfunction)f, block, smem); }
 */
 import "C"
 
@@ -80,42 +77,9 @@ func (f *Function) AllowSharedMemory(bytes int) error {
 	return check("cuFuncSetAttribute shared memory", C.setSmem(f.f, C.int(bytes)))
 }
 
-// PreferSharedMemory asks for percent of the L1 to be shared memory.
-func (f *Function) PreferSharedMemory(percent int) error {
-	return check("cuFuncSetAttribute carveout", C.setCarveout(f.f, C.int(percent)))
-}
-
 // AllowWideCluster lets clusters have more than eight CTAs.
 func (f *Function) AllowWideCluster() error {
 	return check("cuFuncSetAttribute cluster", C.setWideCluster(f.f))
-}
-
-// Resources is what a kernel takes.
-type Resources struct{ Registers, LocalBytes, StaticSharedBytes, MaxThreads int }
-
-// Resources reads what the compiler gave the kernel.
-func (f *Function) Resources() (r Resources, err error) {
-	for _, a := range []struct {
-		to   *int
-		what C.int
-	}{
-		{&r.Registers, C.CU_FUNC_ATTRIBUTE_NUM_REGS}, {&r.LocalBytes, C.CU_FUNC_ATTRIBUTE_LOCAL_SIZE_BYTES},
-		{&r.StaticSharedBytes, C.CU_FUNC_ATTRIBUTE_SHARED_SIZE_BYTES}, {&r.MaxThreads, C.CU_FUNC_ATTRIBUTE_MAX_THREADS_PER_BLOCK},
-	} {
-		var v C.int
-		if err = check("cuFuncGetAttribute", C.attribute(f.f, a.what, &v)); err != nil {
-			return r, err
-		}
-		*a.to = int(v)
-	}
-	return r, nil
-}
-
-// Occupancy is the number of CTAs of this size that one SM holds at a time.
-func (f *Function) Occupancy(threads, smem int) (int, error) {
-	var n C.int
-	err := check("cuOccupancyMaxActiveBlocksPerMultiprocessor", C.occupancy(f.f, C.int(threads), C.size_t(smem), &n))
-	return int(n), err
 }
 
 // Geometry is how a kernel is launched.

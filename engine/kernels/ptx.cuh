@@ -81,11 +81,6 @@ DEVICE uint4 ld16(const void* p) {
 	asm volatile("ld.global.v4.u32 {%0,%1,%2,%3}, [%4];" : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w) : "l"(p) : "memory");
 	return v;
 }
-DEVICE uint2 ld8(const void* p) {
-	uint2 v;
-	asm volatile("ld.global.v2.u32 {%0,%1}, [%2];" : "=r"(v.x), "=r"(v.y) : "l"(p) : "memory");
-	return v;
-}
 DEVICE u32 ld4(const void* p) {
 	u32 v;
 	asm volatile("ld.global.u32 %0, [%1];" : "=r"(v) : "l"(p) : "memory");
@@ -112,7 +107,6 @@ DEVICE u32 ld4_l2(const void* p) {
 	asm volatile("ld.global.cg.u32 %0, [%1];" : "=r"(v) : "l"(p) : "memory");
 	return v;
 }
-DEVICE float ldf_l2(const float* p) { return __uint_as_float(ld4_l2(p)); }
 DEVICE void st16(void* p, uint4 v) { *reinterpret_cast<uint4*>(p) = v; }
 DEVICE u32 ld_host(const void* p) {  // pinned host memory that changes between launches
 	u32 v;
@@ -130,7 +124,6 @@ DEVICE u32 atom_inc_acq_rel(u32* p) {
 	asm volatile("atom.acq_rel.gpu.global.add.u32 %0, [%1], 1;" : "=r"(v) : "l"(p) : "memory");
 	return v;
 }
-DEVICE void prefetch_l2(const void* p) { asm volatile("prefetch.global.L2 [%0];" ::"l"(p)); }
 
 // ---- shared memory ----
 DEVICE u32 smem_addr(const void* p) { return (u32)__cvta_generic_to_shared(p); }
@@ -146,7 +139,7 @@ DEVICE void ldmatrix4_trans(u32 (&r)[4], u32 addr) {
 	asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0,%1,%2,%3}, [%4];" : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3]) : "r"(addr) : "memory");
 }
 
-// ---- bulk copies and their barriers, sm_90 ----
+// ---- tensor copies and their barriers, sm_90 ----
 #if ARCH >= 900
 DEVICE void mbarrier_init(u64* bar, u32 arrivals) { asm volatile("mbarrier.init.shared::cta.b64 [%0], %1;" ::"r"(smem_addr(bar)), "r"(arrivals) : "memory"); }
 DEVICE void mbarrier_init_fence() { asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory"); }
@@ -162,11 +155,6 @@ DEVICE u64 policy_evict_first() {
 	u64 p;
 	asm("createpolicy.fractional.L2::evict_first.b64 %0, 1.0;" : "=l"(p));
 	return p;
-}
-// bulk_load copies bytes (a multiple of 16) to shared memory and tells bar.
-DEVICE void bulk_load(void* dst, const void* src, u32 bytes, u64* bar, u64 policy) {
-	asm volatile("cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes.L2::cache_hint [%0], [%1], %2, [%3], %4;"
-	             ::"r"(smem_addr(dst)), "l"(src), "r"(bytes), "r"(smem_addr(bar)), "l"(policy) : "memory");
 }
 // tensor_load copies the box at (column, row) of the matrix that map describes, swizzled by 128 bytes.
 DEVICE void tensor_load(void* dst, const void* map, i32 column, i32 row, u64* bar, u64 policy) {
@@ -220,10 +208,5 @@ DEVICE float exp2_fast(float v) {
 DEVICE float warp_sum(float v) {
 #pragma unroll
 	for (int o = 16; o; o >>= 1) v += __shfl_xor_sync(~0u, v, o);
-	return v;
-}
-DEVICE float warp_max(float v) {
-#pragma unroll
-	for (int o = 16; o; o >>= 1) v = fmaxf(v, __shfl_xor_sync(~0u, v, o));
 	return v;
 }

@@ -249,6 +249,9 @@ func (l *lanes) place(t chrometrace.Track, start, end time.Time) chrometrace.Tra
 		lane = len(l.ends[t])
 		l.ends[t] = append(l.ends[t], end)
 		name := l.names[t]
+		if name == "" { // Perfetto takes no empty one
+			name = fmt.Sprintf("track %d", t.TID)
+		}
 		if lane > 0 {
 			name += fmt.Sprintf(" (overlapping %d)", lane)
 		}

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"slices"
 	"testing"
+	"time"
 
 	"github.com/stretchr/testify/require"
 
@@ -15,21 +16,30 @@ import (
 	"github.com/tokamak-engine/tokamak/engine/weights"
 )
 
-// BenchmarkTimeline tells where a real step's time goes: the kernels are compiled with STAMPS, which notes when each kernel's wait
-// returned, so the distance of two notes is the time that a kernel adds to the step, overlap included. Means over 50 steps; the
-// timer ticks coarsely.
+// BenchmarkTimeline tells where a real step's time goes, with no profiler: the kernels are compiled with STAMPS, which notes in a ring
+// when each kernel's wait returned, so the distance of two notes is the time that a kernel adds to the step, overlap included. Means over
+// 50 steps; the timer ticks coarsely. Rows: each operation, each layer, and what the notes cost against kernels without them.
+//
+//	go test -tags cuda ./engine/cuda -run '^$' -bench Timeline -benchtime 1x
 func BenchmarkTimeline(b *testing.B) {
 	for _, name := range []string{"llama-8b", "llama-1b"} {
-		cfg := benchModels()[name]
-		be := openTest(b, cfg, weights.NewDummy(cfg), backend.Options{MaxRows: 16, MaxTokens: 8192, MaxContext: 16384, MemFraction: 0.6}, settings{stamps: true})
-		for _, rows := range []int{1, 8, 16} {
-			decode, _ := staticBatch(b, be, rows, 512, 128)
-			timeline(b, be, name, decode)
-		}
+		b.Run("model="+name, func(b *testing.B) {
+			cfg := benchModels()[name]
+			o := backend.Options{MaxRows: 16, MaxTokens: 8192, MaxContext: 16384, MemFraction: 0.4}
+			be := openTest(b, cfg, weights.NewDummy(cfg), o, settings{stamps: true})
+			plain := openTest(b, cfg, weights.NewDummy(cfg), o, settings{})
+			for _, rows := range []int{1, 8, 16} {
+				decode, _ := staticBatch(b, be, rows, 512, 128)
+				timeline(b, be, decode)
+				stamped, _ := staticBatch(b, be, rows, 512, 400)
+				bare, _ := staticBatch(b, plain, rows, 512, 400)
+				stampCost(b, rows, be, plain, stamped, bare)
+			}
+		})
 	}
 }
 
-// stampArrays reads and clears what one module noted.
+// stampsOf reads and clears what one module noted.
 func stampsOf(b *testing.B, m driver.Module) []uint64 {
 	count, _, err := m.Global("stamp_count")
 	require.NoError(b, err)
@@ -44,7 +54,7 @@ func stampsOf(b *testing.B, m driver.Module) []uint64 {
 	return out
 }
 
-func timeline(b *testing.B, be *Backend, model string, decode backend.Batch) {
+func timeline(b *testing.B, be *Backend, decode backend.Batch) {
 	st := stepShape{rows: len(decode.Rows), decode: len(decode.Rows), tokens: len(decode.Rows), samples: len(decode.Rows)}.padded()
 	nodes := be.planner.step(st, hooks{})
 	units := map[unit]bool{}
@@ -57,6 +67,7 @@ func timeline(b *testing.B, be *Backend, model string, decode backend.Batch) {
 		unit unit
 	}
 	sums, calls, order := map[string]float64{}, map[string]int{}, []string{}
+	layers := make([]float64, be.shape.Layers)
 	var total float64
 	const steps = 50
 	var out backend.Result
@@ -84,15 +95,23 @@ func timeline(b *testing.B, be *Backend, model string, decode backend.Batch) {
 			if _, ok := sums[n.op.Name]; !ok {
 				order = append(order, n.op.Name)
 			}
-			sums[n.op.Name] += float64(marks[i+1].at - marks[i].at)
+			took := float64(marks[i+1].at - marks[i].at)
+			sums[n.op.Name] += took
 			calls[n.op.Name]++
+			if n.layer > 0 {
+				layers[n.layer-1] += took
+			}
 		}
 		total += float64(marks[len(marks)-1].at - marks[0].at)
 	}
+	row := fmt.Sprintf("batch=%d", len(decode.Rows))
 	for _, name := range order {
-		fmt.Printf("timeline %s rows=%d %-14s %7.2f us x %d = %8.1f us\n", model, len(decode.Rows), name, sums[name]/float64(calls[name])/1e3, calls[name]/steps, sums[name]/steps/1e3)
+		figures(b, row+"/op="+name, map[string]float64{"us": sums[name] / float64(calls[name]) / 1e3, "step-us": sums[name] / steps / 1e3, "calls": float64(calls[name]) / steps})
 	}
-	fmt.Printf("timeline %s rows=%d first to last wait %.1f us\n", model, len(decode.Rows), total/steps/1e3)
+	for i, sum := range layers {
+		figures(b, fmt.Sprintf("%s/layer=%d", row, i), map[string]float64{"step-us": sum / steps / 1e3})
+	}
+	figures(b, row+"/op=all", map[string]float64{"step-us": total / steps / 1e3})
 
 	// Steps launched one ahead: how long the device waits between the last kernel's start and the next step's first.
 	first, last := nodes[0].op.Unit, nodes[len(nodes)-1].op.Unit
@@ -115,8 +134,47 @@ func timeline(b *testing.B, be *Backend, model string, decode backend.Batch) {
 	for i := 2; i < 12; i++ {
 		gap += float64(begins[i]-ends[i-1]) / 10
 	}
-	fmt.Printf("timeline %s rows=%d %s to the next step's %s: %.1f us\n", model, len(decode.Rows), last.Symbol, first.Symbol, gap/1e3)
+	figures(b, row+"/op=between-steps", map[string]float64{"step-us": gap / 1e3})
 	for u := range units {
 		stampsOf(b, be.modules[u])
 	}
+}
+
+// figures is a row.
+func figures(b *testing.B, name string, values map[string]float64) {
+	b.Run(name, func(b *testing.B) {
+		for b.Loop() {
+		}
+		b.ReportMetric(0, "ns/op")
+		for unit, value := range values {
+			b.ReportMetric(value, unit)
+		}
+	})
+}
+
+// stampCost times the same steps of both builds, in turn: medians of 200 steps each.
+func stampCost(b *testing.B, rows int, stamped, plain *Backend, s, p backend.Batch) {
+	step := func(be *Backend, batch *backend.Batch) float64 {
+		var out backend.Result
+		start := time.Now()
+		id, err := be.Launch(batch)
+		require.NoError(b, err)
+		require.NoError(b, be.Wait(id, &out))
+		took := time.Since(start)
+		for i := range batch.Rows {
+			batch.Rows[i].Position++
+		}
+		return took.Seconds() * 1e6
+	}
+	var with, without []float64
+	for i := range 210 {
+		w, o := step(stamped, &s), step(plain, &p)
+		if i >= 10 {
+			with, without = append(with, w), append(without, o)
+		}
+	}
+	slices.Sort(with)
+	slices.Sort(without)
+	w, o := with[len(with)/2], without[len(without)/2]
+	figures(b, fmt.Sprintf("batch=%d/op=stamps", rows), map[string]float64{"stamped-us": w, "plain-us": o, "cost-pct": 100 * (w/o - 1)})
 }

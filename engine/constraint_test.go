@@ -74,6 +74,12 @@ func TestAGrammarThatCanOnlyEndEnds(t *testing.T) {
 	out, _ = collect(t, e, r)
 	require.Equal(t, "abc", out.Text)
 
+	r.Sampling.StopTokenIDs = []int32{int32(slices.Index(pieces, "c"))} // the only token that can complete it
+	out, _ = collect(t, e, r)
+	require.Equal(t, "abc", out.Text)
+	require.Equal(t, FinishStop, out.Finish)
+	r.Sampling.StopTokenIDs = nil
+
 	r.Sampling.Regex = "a*" // may end at once: a minimum keeps it going
 	r.Sampling.IgnoreEOS = false
 	out, _ = collect(t, e, r)

@@ -7,7 +7,9 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -241,11 +243,24 @@ func TestBadOptions(t *testing.T) {
 
 type source struct {
 	fail      error
+	mu        sync.Mutex // a capture stops its sources on a goroutine of its own
 	recording Recording
 }
 
-func (s *source) Start() error             { return s.fail }
-func (s *source) Stop() (Recording, error) { return s.recording, nil }
+func (s *source) Start() error { return s.fail }
+func (s *source) Stop() (Recording, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	r := s.recording
+	r.Events = slices.Clone(r.Events)
+	return r, nil
+}
+
+func (s *source) see(e Event) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.recording.Events = append(s.recording.Events, e)
+}
 
 // A kernel belongs to the step that launched it, whenever it ran; one of another step stays out.
 func TestSourceEventsFollowTheirSteps(t *testing.T) {
@@ -257,7 +272,7 @@ func TestSourceEventsFollowTheirSteps(t *testing.T) {
 	// The source hands over at the end; its events are made while the steps run.
 	all := steps(3, 1, decode)
 	for _, s := range all {
-		src.recording.Events = append(src.recording.Events, Event{Name: "gemv", Category: "kernel", Track: gpu, Start: s.Launched.Add(time.Millisecond), Length: time.Microsecond,
+		src.see(Event{Name: "gemv", Category: "kernel", Track: gpu, Start: s.Launched.Add(time.Millisecond), Length: time.Microsecond,
 			Launched: s.Launched.Add(s.LaunchTime / 2), LaunchedFrom: Loop, Flow: s.ID})
 	}
 	src.recording.Processes = map[int]string{2: "GPU 0"}

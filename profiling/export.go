@@ -71,6 +71,9 @@ func (c *Capture) write() (files []string, err error) {
 	for _, st := range c.stages {
 		c.kernels = append(c.kernels, join(st.steps, c.ops, recordings)...)
 	}
+	if len(c.kernels) > 0 {
+		recordings = append(recordings, bandwidth(c.kernels))
+	}
 	for i, path := range c.Paths() {
 		if len(c.stages[i].steps) == 0 {
 			err = errors.Join(err, fmt.Errorf("no step was captured%s: nothing to write for %s", because(c.cut), filepath.Base(path)))

@@ -103,6 +103,29 @@ func join(steps []trace.Step, planned map[uint64]stepOps, recordings []Recording
 	return kernels
 }
 
+// bandwidth estimates, for each step, the rate at which its kernels moved the bytes that their operations must move: a counter that falls to
+// 0 where nothing runs.
+func bandwidth(kernels []Kernel) Recording {
+	r := Recording{Processes: map[int]string{bandwidthTrack.PID: "GPU memory"}}
+	for from := 0; from < len(kernels); {
+		to, bytes, end := from, int64(0), kernels[from].Start
+		for ; to < len(kernels) && kernels[to].Step == kernels[from].Step; to++ {
+			bytes += kernels[to].Bytes
+			end = later(end, kernels[to].Start.Add(kernels[to].Length))
+		}
+		start := kernels[from].Start
+		if s := end.Sub(start).Seconds(); s > 0 && bytes > 0 {
+			const name = "GB/s of planned bytes"
+			r.Events = append(r.Events, Event{Name: name, Track: bandwidthTrack, Start: start, Counter: true, Value: float64(bytes) / s / 1e9},
+				Event{Name: name, Track: bandwidthTrack, Start: end, Counter: true})
+		}
+		from = to
+	}
+	return r
+}
+
+var bandwidthTrack = chrometrace.Track{PID: 8}
+
 // adopt gives kernels whose launch was not seen, a library's second ones, the launch of the kernel before them on their stream.
 func (r *Recording) adopt() {
 	last := map[chrometrace.Track]*Event{}

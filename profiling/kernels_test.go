@@ -62,7 +62,7 @@ func planning(src *source, id uint64, stack []uintptr) {
 	s.LaunchTime = time.Since(s.Launched)
 	at := s.Launched.Add(10 * time.Microsecond)
 	for i, name := range []string{"gemv", "nvjet"} {
-		src.recording.Events = append(src.recording.Events, Event{Name: name, Category: KernelCategory, Track: chrometrace.Track{PID: 10, TID: 7},
+		src.see(Event{Name: name, Category: KernelCategory, Track: chrometrace.Track{PID: 10, TID: 7},
 			Start: at.Add(time.Duration(100+50*i) * time.Microsecond), Length: 40 * time.Microsecond, Launched: at, LaunchedFrom: Loop, Flow: id})
 	}
 	s.WaitStart = time.Now()
@@ -88,6 +88,14 @@ func TestKernelsKnowTheirOperations(t *testing.T) {
 		assert.Equal(t, []int{3, -1}[i%2], k.Layer)
 	}
 	events, _ := read(t, files[0])
+	rates := 0
+	for _, e := range events {
+		if e.Ph == "C" && e.Name == "GB/s of planned bytes" && e.Args[e.Name] != 0.0 {
+			rates++
+			assert.InDelta(t, 1000/90e-6/1e9, e.Args[e.Name], 1e-9, "1000 bytes from the first kernel's start to the second one's end")
+		}
+	}
+	assert.Positive(t, rates)
 	seen := 0
 	for _, e := range events {
 		if e.Cat == KernelCategory && e.Name == "gemv" {
@@ -131,7 +139,7 @@ func TestOverlappingKernels(t *testing.T) {
 		if name == "splitKreduce" {
 			e.Launched, e.Flow = time.Time{}, 0
 		}
-		src.recording.Events = append(src.recording.Events, e)
+		src.see(e)
 	}
 	src.recording.Threads = map[chrometrace.Track]string{{PID: 10, TID: 7}: "stream 7"}
 	s.WaitStart = time.Now()

@@ -47,12 +47,12 @@ func TestKernelsOfARealCard(t *testing.T) {
 		// A backend plans in the order in which kernels are launched. CUPTI's order is that of their starts, the same one here.
 		s := trace.Step{ID: uint64(step + 1), Phase: trace.Decode, Rows: 1, Launched: time.Now()}
 		r := trace.BeginArg("launch", trace.Backend, s.ID)
-		src.recording.Events = append(src.recording.Events, Event{Name: "cuGraphLaunch", Category: "cuda_driver", Track: Calls, Start: s.Launched, Length: 10 * time.Microsecond, Launched: s.Launched})
+		src.see(Event{Name: "cuGraphLaunch", Category: "cuda_driver", Track: Calls, Start: s.Launched, Length: 10 * time.Microsecond, Launched: s.Launched})
 		var ops []trace.Op
 		for _, k := range all {
 			if k.step == step {
 				ops = append(ops, trace.Op{Name: k.op, Symbol: k.name, Layer: k.layer})
-				src.recording.Events = append(src.recording.Events, Event{Name: k.name, Category: KernelCategory, Track: chrometrace.Track{PID: 10, TID: 13},
+				src.see(Event{Name: k.name, Category: KernelCategory, Track: chrometrace.Track{PID: 10, TID: 13},
 					Start: begun.Add(k.start), Length: k.length, Launched: s.Launched, LaunchedFrom: Calls, Flow: uint64(step + 1)})
 			}
 		}

@@ -57,5 +57,7 @@ func (s *Sink) SpanEnd(name string, _ trace.Category, id uint64) {
 	r.End()
 }
 
-// Step implements trace.Sink. A step's ranges have been marked as they happened.
-func (s *Sink) Step(trace.Step) {}
+// Step implements trace.Sink. A step's ranges have been marked as they happened; what kind it was, and of how many rows, is known now.
+func (s *Sink) Step(step trace.Step) {
+	Mark(step.Phase.String()+" step", In(s.domain), Category("step"), Int(int64(step.Rows)))
+}

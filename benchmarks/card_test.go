@@ -22,13 +22,16 @@ var cardMetrics = []metric{
 // shortestEnergy is the time below which a card's energy counter, renewed some ten times a second, says little.
 const shortestEnergy = 500 * time.Millisecond
 
-// cardMeter samples the card while runs are measured.
+// cardMeter samples the card while a run is measured. The zero cardMeter has no card.
 type cardMeter struct {
 	sensor   telemetry.Sensor
 	recorder *telemetry.Recorder
-	readings []telemetry.Reading // of all runs
-	joules   float64
-	tokens   int
+}
+
+// cardRun is what was sampled in one run.
+type cardRun struct {
+	readings []telemetry.Reading
+	tokens   int // that it gave
 }
 
 // theSensor reads the first card; nil if there is none.
@@ -58,33 +61,38 @@ func (m *cardMeter) start() {
 }
 
 // stop ends what start began: a run that gave so many output tokens.
-func (m *cardMeter) stop(tokens int) {
+func (m *cardMeter) stop(tokens int) cardRun {
 	if m.recorder == nil {
-		return
+		return cardRun{}
 	}
 	readings, err := m.recorder.Stop()
 	m.recorder = nil
 	if err != nil {
 		term.note("telemetry: %v", err)
 	}
-	m.readings = append(m.readings, readings...)
-	if n := len(readings); n > 1 && readings[n-1].At.Sub(readings[0].At) >= shortestEnergy {
-		m.joules += readings[n-1].Joules - readings[0].Joules
-		m.tokens += tokens
-	}
+	return cardRun{readings, tokens}
 }
 
-// figures are a row's, and tell the rest on stderr.
-func (m *cardMeter) figures(row string) []figure {
-	if len(m.readings) == 0 {
+// cardFigures are those of a row that was measured in runs, and tell the rest on stderr.
+func cardFigures(row string, runs []cardRun) []figure {
+	var all []telemetry.Reading
+	joules, tokens := 0.0, 0
+	for _, r := range runs {
+		all = append(all, r.readings...)
+		if n := len(r.readings); n > 1 && r.readings[n-1].At.Sub(r.readings[0].At) >= shortestEnergy {
+			joules += r.readings[n-1].Joules - r.readings[0].Joules
+			tokens += r.tokens
+		}
+	}
+	if len(all) == 0 {
 		return nil
 	}
-	s := telemetry.Summarise(m.readings)
+	s := telemetry.Summarise(all)
 	var figures []figure
 	text := fmt.Sprintf("card in %d samples: %.0f W, SM %.0f MHz (at least %.0f), memory %.0f MHz, at most %.0f C, %.1f GiB in use, %.0f %% at the power cap", s.Samples, *s.Watts,
-		*s.SMMHz, *s.MinSMMHz, *s.MemoryMHz, *s.Celsius, float64(m.readings[len(m.readings)-1].MemoryUsed)/(1<<30), 100*s.PowerCapped)
-	if m.tokens > 0 {
-		perToken := m.joules / float64(m.tokens)
+		*s.SMMHz, *s.MinSMMHz, *s.MemoryMHz, *s.Celsius, float64(all[len(all)-1].MemoryUsed)/(1<<30), 100*s.PowerCapped)
+	if tokens > 0 {
+		perToken := joules / float64(tokens)
 		figures = append(figures, figure{"J/tok", perToken})
 		text += fmt.Sprintf(", %.3g J a token", perToken)
 	}
@@ -109,23 +117,17 @@ func (h heated) Read() (telemetry.Reading, error) {
 func (heated) Close() error { return nil }
 
 func TestCardFigures(t *testing.T) {
-	m := &cardMeter{sensor: heated{time.Now()}}
-	m.start()
-	time.Sleep(shortestEnergy + 50*time.Millisecond)
-	m.stop(10)
+	run := func(m *cardMeter, long time.Duration) cardRun {
+		m.start()
+		time.Sleep(long)
+		return m.stop(10)
+	}
 	figures := map[string]float64{}
-	for _, f := range m.figures("row") {
+	for _, f := range cardFigures("row", []cardRun{run(&cardMeter{sensor: heated{time.Now()}}, shortestEnergy+50*time.Millisecond)}) {
 		figures[f.unit] = f.value
 	}
 	assert.InDelta(t, 5.5, figures["J/tok"], 2)
 	assert.InDelta(t, 50, figures["throttled-pct"], 25, "it says so")
-
-	m = &cardMeter{sensor: heated{time.Now()}}
-	m.start()
-	m.stop(10)
-	assert.Empty(t, m.figures("row"), "too short: absent")
-	m = newCardMeter(false)
-	m.start()
-	m.stop(10)
-	assert.Empty(t, m.figures("row"), "no sensor: absent")
+	assert.Empty(t, cardFigures("row", []cardRun{run(&cardMeter{sensor: heated{time.Now()}}, 0)}), "too short: absent")
+	assert.Empty(t, cardFigures("row", []cardRun{run(newCardMeter(false), 0)}), "no sensor: absent")
 }

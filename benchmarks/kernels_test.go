@@ -1,9 +1,16 @@
 package benchmarks
 
 import (
+	"errors"
 	"fmt"
+	"os"
+	"path/filepath"
 	"strings"
 	"testing"
+	"time"
+
+	"github.com/stretchr/testify/assert"
+	"github.com/stretchr/testify/require"
 
 	"github.com/tokamak-engine/tokamak/engine"
 	"github.com/tokamak-engine/tokamak/profiling"
@@ -35,6 +42,10 @@ func reportKernels(b *testing.B, e *engine.Engine, row string, c *profiling.Capt
 	if err := r.Text(&text); err != nil {
 		b.Fatal(err)
 	}
+	page := strings.TrimSuffix(c.Paths()[0], ".trace.json.gz") + ".kernels.md"
+	if err := writeMarkdown(page, row, r); err != nil {
+		b.Fatal(err)
+	}
 	idle := report.NewIdle(c.Steps(), kernels)
 	term.note("%s\n%sGPU idle %.1f %% of the time, the host's part %.1f %%", row, text.String(), 100*idle.Share(), 100*idle.HostShare())
 	steps := float64(r.Steps)
@@ -63,6 +74,16 @@ func reportKernels(b *testing.B, e *engine.Engine, row string, c *profiling.Capt
 	}
 }
 
+// writeMarkdown keeps the table beside the trace.
+func writeMarkdown(path, row string, r *report.Report) error {
+	f, err := os.Create(path)
+	if err != nil {
+		return err
+	}
+	_, err = fmt.Fprintf(f, "### %s\n\n", row)
+	return errors.Join(err, r.Markdown(f), f.Close())
+}
+
 // rowSafe makes a library's kernel name a part of a row's name.
 func rowSafe(name string) string {
 	return strings.Map(func(r rune) rune {
@@ -71,4 +92,25 @@ func rowSafe(name string) string {
 		}
 		return '_'
 	}, name)
+}
+
+func TestKernelRowNames(t *testing.T) {
+	assert.Equal(t, "void_gemm_x_y_<T_4>", rowSafe("void gemm/x=y <T\n4>"))
+	for _, m := range append(kernelMetrics, cardMetrics...) {
+		assert.NotEmpty(t, m.definition, m.unit)
+		assert.NotNil(t, findMetric(m.unit))
+		assert.NotContains(t, m.unit, " ")
+	}
+}
+
+func TestMarkdownBesideTheTrace(t *testing.T) {
+	bandwidth := 3e12
+	r := report.New([]profiling.Kernel{{Name: "gemv", Op: "gemv_qkv", Start: time.Now(), Length: time.Millisecond, Bytes: 2e9}}, report.Ceilings{BytesPerSecond: &bandwidth})
+	path := filepath.Join(t.TempDir(), "x.kernels.md")
+	require.NoError(t, writeMarkdown(path, "model=m/phase=decode", r))
+	text, err := os.ReadFile(path)
+	require.NoError(t, err)
+	assert.Contains(t, string(text), "| gemv_qkv | 1 | 1000.00 | 1.0000 | 100.0% | 2000 |")
+	assert.Contains(t, string(text), "ceiling 3000 GB/s")
+	assert.Error(t, writeMarkdown(filepath.Join(path, "no"), "", r))
 }

@@ -47,7 +47,7 @@ func BenchmarkOfflineThroughput(b *testing.B) {
 	leaf(b, name, func(b *testing.B) {
 		var summaries []*load.Summary
 		var preempted []float64
-		card := newCardMeter(e.Info().Name == "cuda")
+		card, cards := newCardMeter(e.Info().Name == "cuda"), []cardRun(nil)
 		for b.Loop() {
 			if !warm {
 				if err := warmUp(e, samples); err != nil {
@@ -61,7 +61,7 @@ func BenchmarkOfflineThroughput(b *testing.B) {
 				b.Fatal(err)
 			}
 			s := load.Summarize(report, nil)
-			card.stop(s.OutputTokens)
+			cards = append(cards, card.stop(s.OutputTokens))
 			summaries, preempted = append(summaries, s), append(preempted, float64(preemptions))
 			if err := writeOffline(e, s); err != nil {
 				b.Fatal(err)
@@ -72,7 +72,7 @@ func BenchmarkOfflineThroughput(b *testing.B) {
 			f := append(throughputFigures(s), figure{"preemptions", preempted[i]})
 			figures = append(figures, append(f, distFigures("itl", &s.ITL)...)...)
 		}
-		table.report(b, append(meanFigures(figures, len(summaries)), card.figures(b.Name())...))
+		table.report(b, append(meanFigures(figures, len(summaries)), cardFigures(b.Name(), cards)...))
 	})
 	if set.profile.on {
 		profileOffline(b, e, name, samples)

@@ -80,6 +80,7 @@ type oneBatch struct {
 	// of three phases cost one run.
 	runs, overlapped []*engine.StaticRun
 	card             *cardMeter
+	cards            map[*engine.StaticRun]cardRun
 	taken            map[string]int // by phase
 	hash             uint64         // of the tokens, once known
 }
@@ -90,7 +91,7 @@ func (c *oneBatch) bench(b *testing.B) {
 		name += fmt.Sprintf("/chunk=%d", set.engine.ChunkedPrefillSize)
 	}
 	c.prompts = makePrompts(c.source, c.batch, c.in, c.engine.Info().VocabSize, uint64(set.datasetSeed))
-	c.taken, c.card = map[string]int{}, newCardMeter(c.engine.Info().Name == "cuda")
+	c.taken, c.cards, c.card = map[string]int{}, map[*engine.StaticRun]cardRun{}, newCardMeter(c.engine.Info().Name == "cuda")
 	c.leaf(b, name, "prefill", c.prefillFigures)
 	if c.out > 1 {
 		c.leaf(b, name, "decode", c.decodeFigures)
@@ -117,7 +118,11 @@ func (c *oneBatch) leaf(b *testing.B, name, phase string, figures func([]*engine
 		}
 		f := figures(runs)
 		if phase == "total" {
-			f = append(f, c.card.figures(b.Name())...)
+			var cards []cardRun
+			for _, r := range runs {
+				cards = append(cards, c.cards[r])
+			}
+			f = append(f, cardFigures(b.Name(), cards)...)
 		}
 		table.report(b, f)
 	})
@@ -159,10 +164,11 @@ func (c *oneBatch) measure(run staticBatch) (*engine.StaticRun, error) {
 	bar.add(1)
 	c.card.start()
 	r, err := run(c.prompts, c.out, 0)
-	c.card.stop(c.batch * c.out)
+	card := c.card.stop(c.batch * c.out)
 	if err != nil {
 		return nil, err
 	}
+	c.cards[r] = card
 	if err := c.check(r); err != nil {
 		return nil, err
 	}

@@ -127,13 +127,14 @@ func (c *servingCase) bench(b *testing.B) {
 	var figures []figure
 	runs := 0
 	c.card = *newCardMeter(c.target.onCard)
+	var cards []cardRun
 	for b.Loop() {
 		report, err := c.run()
 		if err != nil {
 			b.Fatal(c.target.explain(err))
 		}
 		s := load.Summarize(report, c.objectives)
-		c.card.stop(s.OutputTokens)
+		cards = append(cards, c.card.stop(s.OutputTokens))
 		if err := c.check(report, s); err != nil {
 			b.Fatal(c.target.explain(err))
 		}
@@ -144,7 +145,7 @@ func (c *servingCase) bench(b *testing.B) {
 		runs++
 		c.last = s
 	}
-	table.report(b, append(meanFigures(figures, runs), c.card.figures(b.Name())...))
+	table.report(b, append(meanFigures(figures, runs), cardFigures(b.Name(), cards)...))
 }
 
 func (c *servingCase) run() (*load.Report, error) {

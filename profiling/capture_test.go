@@ -340,7 +340,6 @@ func TestDiskFull(t *testing.T) {
 
 // onLoop is a source of the engine's thread that notes how many steps had been launched when it was called.
 type onLoop struct {
-	source
 	launched    *int
 	began, left int
 }

@@ -157,6 +157,12 @@ func (r *Report) foot() string {
 	if r.Overlap > 0 {
 		text += fmt.Sprintf(", %.1f us of overlap", r.Overlap.Seconds()*1e6/steps)
 	}
+	if c := r.Ceilings.BytesPerSecond; c != nil {
+		text += fmt.Sprintf("; ceiling %.0f GB/s of reads, measured on this card", *c/1e9)
+	}
+	if c := r.Ceilings.FLOPs; c != nil {
+		text += fmt.Sprintf("; ceiling %.0f TFLOP/s, measured on this card", *c/1e12)
+	}
 	return text
 }
 

@@ -1,5 +1,5 @@
 # Profiling: see docs/profiling.md.
-.PHONY: nsys-one-batch nsys-server nsys-sessions nsys-stop trace-viewer
+.PHONY: nsys-one-batch nsys-server nsys-sessions nsys-stop trace-viewer timeline
 
 # NSYSFLAGS go to nsys, ARGS to the program; MODEL, OUT, STEPS and NSYS as profiling/nsys/record.sh tells.
 export MODEL OUT STEPS NSYS
@@ -26,3 +26,6 @@ $(VIEWER)/index.html:
 trace-viewer: $(VIEWER)/index.html ## open TRACE in chrome://tracing's and Perfetto's viewers, headless: make trace-viewer TRACE=x.trace.json.gz SHOT=x.png
 	@TRACE='$(if $(TRACE),$(abspath $(TRACE)))' SHOT='$(if $(SHOT),$(abspath $(SHOT)))' TRACE_VIEWER='$(abspath $(VIEWER))' TOKAMAK_REQUIRE_BROWSER=1 \
 	  $(GO) test -count=1 -v -run Browser ./profiling/chrometrace
+
+timeline: ## on a GPU: each operation and layer of a decode step by the kernels' own time stamps, no profiler
+	@$(GO) test -tags cuda ./engine/cuda -run '^$$' -bench Timeline -benchtime 1x

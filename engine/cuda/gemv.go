@@ -81,16 +81,33 @@ func (l linear) gemvTile(d device) gemvTile {
 	return gemvTile{rows: best, grid: min(2*d.SMs, ceilDiv(ceilDiv(l.outputs(), perUnit), gemvWarps)), smem: l.m * padded * bf16Bytes}
 }
 
+// mmaTile is how gemv_mma cuts a product: blocks of 16 rows that a CTA works on at once.
+type mmaTile struct{ blocks, grid, smem int }
+
 const (
 	mmaThreads = 512
 	mmaWarps   = mmaThreads / 32
 )
 
-// mmaTile is how gemv_mma is launched: a CTA takes one block of 16 rows after the other.
-type mmaTile struct{ grid, smem int }
-
+// mmaTile takes one block at a time where x stays in registers (KEEP_X of gemv_mma.cu); elsewhere as many as balance allows, since
+// each pass reads x again.
 func (l linear) mmaTile(d device) mmaTile {
-	smem := ceilDiv(l.m, 8)*2*mmaWarps*16*8*4 + mmaWarps*16*4 + 16*4 // sums, squares, scales: struct Shared of gemv_mma.cu
+	tiles, steps := ceilDiv(l.m, 8), ceilDiv(ceilDiv(l.k, 32), mmaWarps)
+	most := 3
+	if tiles > 1 {
+		most = 2 // three would not fit the registers
+	}
+	if steps <= 8 && (tiles == 1 || steps <= 4 || steps == 8) {
+		most = 1
+	}
+	best, bestCost := 1, 0
+	for blocks := 1; blocks <= most && 16*blocks <= l.n; blocks++ {
+		cost := blocks * ceilDiv(ceilDiv(l.n, 16*blocks), d.SMs)
+		if blocks == 1 || cost <= bestCost {
+			best, bestCost = blocks, cost
+		}
+	}
+	smem := best*tiles*2*mmaWarps*16*8*4 + mmaWarps*16*4 + 16*4 // sums, squares, scales: struct Shared of gemv_mma.cu
 	gamma, found, draw := 1, 1, 1
 	if l.norm {
 		gamma = ceilDiv(l.k, 8)
@@ -98,7 +115,7 @@ func (l linear) mmaTile(d device) mmaTile {
 	if l.end == epilogueHeadFast {
 		found, draw = mmaThreads, 16
 	}
-	return mmaTile{grid: min(d.SMs, ceilDiv(l.n, 16)), smem: pad(smem+gamma*16+found*8+draw*16, 16) + 16}
+	return mmaTile{blocks: best, grid: min(d.SMs, ceilDiv(l.n, 16*best)), smem: pad(smem+gamma*16+found*8+draw*16, 16) + 16}
 }
 
 // useCores tells whether gemv takes the product.
@@ -129,7 +146,7 @@ func (l linear) op(d device, p linearParams) op {
 		return o
 	}
 	t := l.mmaTile(d)
-	o.Unit = unit{"gemv_mma.cu", "gemv_mma", fmt.Sprintf("%s M=%d", defines, pad(l.m, 8))}
+	o.Unit = unit{"gemv_mma.cu", "gemv_mma", fmt.Sprintf("%s M=%d BLOCKS=%d", defines, pad(l.m, 8), t.blocks)}
 	o.Grid, o.Block, o.Smem = [3]int{t.grid, 1, 1}, mmaThreads, t.smem
 	return o
 }

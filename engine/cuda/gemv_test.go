@@ -85,9 +85,8 @@ func (p *product) finish(end epilogue, before []float32) (exact, plain []float32
 	return exact, plain
 }
 
-// linearShapes are outputs x inputs: the inputs of real layers, and sizes that leave ragged ends everywhere. Few outputs, as the exact
-// products are the CPU's work.
-var linearShapes = []struct{ n, k int }{{256, 4096}, {576, 1536}, {960, 576}, {768, 896}, {64, 14336}, {48, 18944}, {48, 64}, {272, 2048}, {80, 8}, {176, 1000}}
+// linearShapes are outputs x inputs: real layers, and sizes that leave ragged ends everywhere.
+var linearShapes = []struct{ n, k int }{{1024, 4096}, {576, 1536}, {960, 576}, {768, 896}, {512, 14336}, {336, 18944}, {48, 64}, {1040, 2048}, {80, 8}, {176, 1000}}
 
 var linearRows = []int{1, 2, 3, 5, 8, 9, 13, 16}
 

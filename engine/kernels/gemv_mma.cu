@@ -7,24 +7,27 @@
 // shared memory, no ldmatrix, no special weight layout. The warps' sums meet in shared memory, in warp order. The first loads of W are
 // issued before the wait on the previous kernel.
 // Where a warp's share of x fits registers (KEEP_X) it is read, normed by gamma and squared once for all of the CTA's rows; else x streams
-// beside W from L1 and L2. (Two or three blocks of rows at a time, to read x less often, were slower: 0.950 of the floor instead of 0.957
-// at M = 8, 0.913 instead of 0.920 at 16.) The sum of squares is the diagonal of X X^T, two more mma a step.
+// beside W, and a CTA takes BLOCKS blocks of 16 rows at once so that it is read the fewer times. The sum of squares is the diagonal of
+// X X^T, two more mma a step.
 // Two CTAs fit no SM (512 threads of 128 registers), which keeps grids balanced: a successor's CTA starts where one of this grid ended.
 // With room for two, the scheduler puts two of the successor on SMs that finish first, and those take twice as long: a chain of 8B
 // layers at M = 8 took 9.5 ms so, 5.7 with 256 threads and 128 registers (H100, 4.82 the floor).
 #include "stream.cuh"
 
+#ifndef BLOCKS
+#error "BLOCKS: blocks of 16 rows that a CTA works on at once, 1..4"
+#endif
 #define THREADS 512
 
 constexpr int WARPS = THREADS / 32;
 constexpr int TILES = ceil_div(M, 8);                    // token tiles
 constexpr int STEPS = ceil_div(ceil_div(K, 32), WARPS);  // steps of 32 k of one warp
-constexpr int DEPTH = min_of(TILES == 1 ? 8 : STEPS > 4 && STEPS <= 8 ? 4 : 6, STEPS);  // steps of W in flight
+constexpr int DEPTH = max_of(1, min_of((TILES == 1 ? 8 : STEPS > 4 && STEPS <= 8 ? 4 : 6) / BLOCKS, STEPS));  // steps of W in flight
 constexpr bool KEEP_X = ceil_div(STEPS, DEPTH) * DEPTH <= 8 && (TILES == 1 || STEPS % DEPTH == 0);
 constexpr int SPAN = KEEP_X ? ceil_div(STEPS, DEPTH) * DEPTH : DEPTH;  // steps of a round
 constexpr int ROUNDS = ceil_div(STEPS, SPAN);
 constexpr int X_DEPTH = KEEP_X ? SPAN : DEPTH % 2 == 0 ? 2 : 1;  // of x: where it streams, from L1 or L2, a step of W takes longer than its trip
-constexpr int UNIT_ROWS = 16;
+constexpr int UNIT_ROWS = 16 * BLOCKS;
 constexpr int UNITS = ceil_div(N, UNIT_ROWS);
 constexpr int OUT = EPILOGUE == SWIGLU ? UNIT_ROWS / 2 : UNIT_ROWS;
 constexpr int OUTPUTS = EPILOGUE == SWIGLU ? N / 2 : N;
@@ -37,7 +40,7 @@ static_assert(N >= UNIT_ROWS, "fewer rows than a unit");
 DEVICE int first_output(int unit) { return OUTPUTS % OUT == 0 ? unit * OUT : min(unit * OUT, OUTPUTS - OUT); }
 
 struct Shared {
-	float sum[2][WARPS][TILES][16][8];  // two units: one barrier a unit is enough
+	float sum[2][WARPS][BLOCKS][TILES][16][8];  // two units: one barrier a unit is enough
 	float squares[WARPS][16];
 	float scale[16];
 	uint4 gamma[NORM ? ceil_div(K, 8) : 1];
@@ -54,16 +57,16 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) gemv_mma(const __grid_c
 	PDL_LAUNCH();
 
 	auto valid = [&](int step) { return WHOLE || (step < STEPS && k_lane + step * 32 < K); };  // else zeros
-	auto load_w = [&](uint4(&dst)[2], const bf16* row, int step) {  // row: the lane's first row at the step
+	auto load_w = [&](uint4(&dst)[BLOCKS][2], const bf16* row, int step) {  // row: the lane's first row at the step
 #pragma unroll
-		for (int i = 0; i < 2; i++) {
-			dst[i] = make_uint4(0, 0, 0, 0);
-			if (valid(step)) dst[i] = ld_weight(row + i * 8 * K);
+		for (int i = 0; i < BLOCKS * 2; i++) {
+			dst[i / 2][i % 2] = make_uint4(0, 0, 0, 0);
+			if (valid(step)) dst[i / 2][i % 2] = ld_weight(row + i * 8 * K);
 		}
 	};
 	const bf16* w_lane = p.w + (size_t)g * K + k_lane;
 	auto unit_rows = [&](int unit) { return w_lane + (size_t)first_output(unit) * (UNIT_ROWS / OUT) * K; };
-	uint4 w[DEPTH][2];
+	uint4 w[DEPTH][BLOCKS][2];
 	if (first < UNITS) {
 #pragma unroll
 		for (int d = 0; d < DEPTH; d++) load_w(w[d], unit_rows(first) + d * 32, d);
@@ -123,7 +126,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) gemv_mma(const __grid_c
 	}
 	int parity = 0;
 	for (int unit = first; unit < UNITS; unit += stride, parity ^= 1) {
-		float c[TILES][4] = {};
+		float c[BLOCKS][TILES][4] = {};
 		const int next_unit = unit + stride;
 		const bf16* here = unit_rows(unit);
 #pragma unroll 1
@@ -145,11 +148,14 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) gemv_mma(const __grid_c
 						scale_by_gamma(xv, round * SPAN + d);
 					}
 				}
-				const uint4 lo = w[d % DEPTH][0], hi = w[d % DEPTH][1];
 #pragma unroll
-				for (int i = 0; i < TILES; i++) {
-					mma_bf16(c[i], lo.x, hi.x, lo.y, hi.y, xv[i].x, xv[i].y);
-					mma_bf16(c[i], lo.z, hi.z, lo.w, hi.w, xv[i].z, xv[i].w);
+				for (int b = 0; b < BLOCKS; b++) {
+					const uint4 lo = w[d % DEPTH][b][0], hi = w[d % DEPTH][b][1];
+#pragma unroll
+					for (int i = 0; i < TILES; i++) {
+						mma_bf16(c[b][i], lo.x, hi.x, lo.y, hi.y, xv[i].x, xv[i].y);
+						mma_bf16(c[b][i], lo.z, hi.z, lo.w, hi.w, xv[i].z, xv[i].w);
+					}
 				}
 				if (d + DEPTH < SPAN) load_w(w[d % DEPTH], here + (d + DEPTH) * 32, round * SPAN + d + DEPTH);
 				else if (more) load_w(w[d % DEPTH], next + (d + DEPTH - SPAN) * 32, next_step + d + DEPTH - SPAN);
@@ -158,11 +164,13 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) gemv_mma(const __grid_c
 		}
 
 #pragma unroll
-		for (int i = 0; i < TILES; i++) {
-			float(&s)[16][8] = sh.sum[parity][warp][i];
-			*reinterpret_cast<float2*>(&s[g][2 * t]) = make_float2(c[i][0], c[i][1]);
-			*reinterpret_cast<float2*>(&s[g + 8][2 * t]) = make_float2(c[i][2], c[i][3]);
-		}
+		for (int b = 0; b < BLOCKS; b++)
+#pragma unroll
+			for (int i = 0; i < TILES; i++) {
+				float(&s)[16][8] = sh.sum[parity][warp][b][i];
+				*reinterpret_cast<float2*>(&s[g][2 * t]) = make_float2(c[b][i][0], c[b][i][1]);
+				*reinterpret_cast<float2*>(&s[g + 8][2 * t]) = make_float2(c[b][i][2], c[b][i][3]);
+			}
 		// Thread i finishes output i / tokens of token i % tokens, and what it adds to is on its way while the warps meet.
 		float old[PER_THREAD];
 #pragma unroll
@@ -187,13 +195,13 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) gemv_mma(const __grid_c
 			int e = tid + i * THREADS, r = e / (TILES * 8), m = e % (TILES * 8), o = first_output(unit) + r;
 			if (e >= OUT * TILES * 8 || o < unit * OUT || m >= p.tokens) continue;
 			float scale = NORM ? sh.scale[m] : 1.f;
-			auto total = [&](int row) {
+			auto total = [&](int block, int row) {
 				float s = 0.f;
 #pragma unroll 4  // x and the next W hold the registers
-				for (int j = 0; j < WARPS; j++) s += sh.sum[parity][j][m / 8][row][m % 8];
+				for (int j = 0; j < WARPS; j++) s += sh.sum[parity][j][block][m / 8][row][m % 8];
 				return s * scale;
 			};
-			float value = EPILOGUE == SWIGLU ? swiglu(total(r), total(r + 8)) : total(r);
+			float value = EPILOGUE == SWIGLU ? swiglu(total(r / 8, r % 8), total(r / 8, r % 8 + 8)) : total(r / 16, r % 16);
 			if (EPILOGUE == HEAD_FAST) best[i].add(sh.draw[m], value, o);
 			else if (EPILOGUE == HEAD_LOGITS) p.logits[(size_t)m * N + o] = value;
 			else p.y[(size_t)m * OUTPUTS + o] = to_bf16(value + old[i]);

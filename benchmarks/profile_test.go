@@ -67,14 +67,20 @@ func (p *profileFlags) check() error {
 	return nil
 }
 
+// folder is where traces go: the flag's, the environment's, or the system's temporary folder.
+func (p *profileFlags) folder() string {
+	switch {
+	case p.dir != "":
+		return p.dir
+	case sources.Dir() != "":
+		return sources.Dir()
+	}
+	return os.TempDir()
+}
+
 // record runs f under a capture and tells which files it wrote.
 func (p *profileFlags) record(e *engine.Engine, name, stage string, start, steps int, f func() error) error {
-	dir := p.dir
-	if dir == "" {
-		if dir = sources.Dir(); dir == "" {
-			dir = os.TempDir()
-		}
-	}
+	dir := p.folder()
 	from, err := sources.For(slices.Clone(p.activities.values), e.Info().Name == "cuda")
 	if err != nil {
 		return err

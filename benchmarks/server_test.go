@@ -64,8 +64,8 @@ func startServer(ctx context.Context) (_ *server, err error) {
 		return nil, err
 	}
 	s.command.Stdout = s.log
-	if dir := set.profile.dir; dir != "" {
-		s.command.Env = append(os.Environ(), "TOKAMAK_PROFILER_DIR="+dir)
+	if set.profile.on {
+		s.command.Env = append(os.Environ(), "TOKAMAK_PROFILER_DIR="+set.profile.folder())
 	}
 	endWithParent(s.command)
 	listening := make(chan string, 1)

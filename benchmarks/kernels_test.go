@@ -21,7 +21,7 @@ import (
 var kernelMetrics = []metric{
 	{"us", "lower", "one call of the operation: the time that its kernels add to the step"},
 	{"step-us", "lower", "the operation's calls of one step"},
-	{"calls", "", "of the operation in one step"},
+	{"calls", "lower", "of the operation in one step"},
 	{"GB/s", "higher", "device memory that the operation must move, over its time"},
 	{"TFLOP/s", "higher", "arithmetic that the operation must do, over its time"},
 	{"pct-of-ceiling", "higher", "of the read bandwidth measured on this card when the engine was opened"},

@@ -159,10 +159,11 @@ func TestMetricsTable(t *testing.T) {
 		assert.False(t, seen[m.unit], m.unit)
 		seen[m.unit] = true
 		assert.NotEmpty(t, m.definition)
-		assert.Contains(t, []string{"higher", "lower", ""}, m.better)
+		assert.Contains(t, []string{"higher", "lower"}, m.better, "%s: the gate judges no unit without a direction", m.unit)
 		assert.NotContains(t, m.unit, " ")
 	}
 	assert.Contains(t, unitLines(true), "Unit decode-tok/s better=higher\n")
+	assert.Contains(t, unitLines(false), "Unit total-tok/s better=higher\n", "both kinds report it")
 	assert.Contains(t, unitLines(false), "Unit ttft-p99-ms better=lower\n")
 	assert.NotContains(t, unitLines(true), "ttft")
 }

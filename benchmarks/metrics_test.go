@@ -16,7 +16,7 @@ import (
 // metric is a row of the one table of units: whatever benchmark reports a unit means the same by it.
 type metric struct {
 	unit       string
-	better     string // "higher", "lower" or "" where neither is
+	better     string // "higher" or "lower": the gate judges no unit that has no direction
 	definition string
 }
 
@@ -28,16 +28,16 @@ var metrics = []metric{
 	{"decode-tok/s", "higher", "batch / decode-ms"},
 	{"total-ms", "lower", "static batch: first launch to last token"},
 	{"total-tok/s", "higher", "prompt and output tokens a second, over the whole run"},
-	{"floor-ms", "", "least time of a decode step: streamed weights and the KV cache at the mean context, over the device's measured read bandwidth"},
+	{"floor-ms", "lower", "least time of a decode step: streamed weights and the KV cache at the mean context, over the device's measured read bandwidth"},
 	{"pct-of-floor", "higher", "100 x floor-ms / decode-ms"},
 	// Below: of many requests.
 	{"req/s", "higher", "completed requests over the whole run"},
 	{"in-tok/s", "higher", "prompt tokens of completed requests over the whole run"},
 	{"out-tok/s", "higher", "output tokens of completed requests over the whole run"},
 	{"steady-out-tok/s", "higher", "output tokens a second in the longest stretch at 90 % of the peak concurrency or more: without ramp-up and drain"},
-	{"cache-hit-pct", "", "prompt tokens that the server took from its prefix cache"},
+	{"cache-hit-pct", "higher", "prompt tokens that the server took from its prefix cache"},
 	{"preemptions", "lower", "requests that lost their pages and were resumed"},
-	{"conc-mean", "", "requests in progress, mean over the run"},
+	{"conc-mean", "lower", "requests in progress, mean over the run"},
 	{"goodput-req/s", "higher", "requests a second that met every objective"},
 	{"goodput-pct", "higher", "requests that met every objective, of all"},
 	{"failed", "lower", "failed requests"},
@@ -47,6 +47,9 @@ var metrics = []metric{
 
 // staticMetrics is the number of units at the table's head that belong to a static batch.
 var staticMetrics = slices.IndexFunc(metrics, func(m metric) bool { return m.unit == "req/s" })
+
+// sharedUnit is one of the head that many requests report, too.
+const sharedUnit = "total-tok/s"
 
 // latencies are reported as mean, p50, p90, p95 and p99.
 var latencies = []struct{ name, definition string }{
@@ -82,7 +85,7 @@ func findMetric(unit string) *metric {
 func unitLines(static bool) string {
 	var out strings.Builder
 	for i, m := range metrics {
-		if m.better != "" && static == (i < staticMetrics) {
+		if m.better != "" && (static == (i < staticMetrics) || m.unit == sharedUnit) {
 			fmt.Fprintf(&out, "Unit %s better=%s\n", m.unit, m.better)
 		}
 	}

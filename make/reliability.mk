@@ -14,7 +14,7 @@ soak: ## mixed load for SOAK_TIME: memory, goroutines, descriptors and pages sta
 soak-short: ## the same for 60 s
 	@$(MAKE) --no-print-directory soak SOAK_TIME=60s
 
-# Where govulncheck gets its database; empty is vuln.go.dev. A copy of it: make govulncheck VULNDB=file:///path
+# Where govulncheck gets its database; empty is the Go project's own. A copy of it: make govulncheck VULNDB=file:///path
 VULNDB ?=
 govulncheck: ## look for known holes in what the code calls
 	$(GO) mod verify
@@ -27,8 +27,8 @@ sbom: ## write the server's bill of materials, CycloneDX, to .cache/sbom.json
 manifests: ## hold deploy/ to Kubernetes' types, the server's flags and metrics; run the cpu image's content as the image would
 	cd deploy/check && GOFLAGS=-mod=readonly $(GO) test -count=1 ./...
 
-# Schemas of custom resources beside Kubernetes' own; both need a network. A folder of schemas: KUBE_SCHEMAS='/path/{{.ResourceKind}}_{{.Group}}_{{.ResourceAPIVersion}}.json'
-KUBE_SCHEMAS ?= default https://raw.githubusercontent.com/datreeio/CRDs-catalog/main/{{.Group}}/{{.ResourceKind}}_{{.ResourceAPIVersion}}.json
+# Where schemas come from: kubeconform's own, and for custom resources a folder or address, as KUBE_SCHEMAS='default /path/{{.ResourceKind}}_{{.Group}}_{{.ResourceAPIVersion}}.json'
+KUBE_SCHEMAS ?= default
 kubeconform: ## check the manifests against the API servers' schemas
 	$(GO) run github.com/yannh/kubeconform/cmd/kubeconform@v0.8.0 -strict -summary $(foreach s,$(KUBE_SCHEMAS),-schema-location '$(s)') $(KUBECONFORMFLAGS) deploy/k8s
 

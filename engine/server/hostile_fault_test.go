@@ -193,7 +193,6 @@ func openText(t testing.TB) *engine.Engine {
 	for b := range 256 { // GPT-2's alphabet of bytes: printable ones as they are, others above 255
 		r := rune(b)
 		if b <= ' ' || b >= 0x7f && b <= 0xa0 || b == 0xad {
-			r = rune(0x100 + len(vocab)) // only its uniqueness matters below
 			switch {
 			case b <= ' ':
 				r = rune(0x100 + b)

@@ -71,6 +71,9 @@ var mutations = []struct{ fault, file, old, new string }{
 	{"a seed depends on nothing", "submit.go", "uint64(e.options.RandomSeed) + number*0x9E3779B97F4A7C15", "uint64(e.options.RandomSeed)"},
 }
 
+// failed finds the tests that saw a fault.
+var failed = regexp.MustCompile(`--- FAIL: (\w+)|panic: (test timed out)|running tests:\n\s+(Test\w+)`)
+
 // TestMutations puts each fault into the source, by way of a compiler overlay, and demands that a test of these rooms fails.
 //
 //	go test -tags mutations -run TestMutations -v -timeout 60m ./engine
@@ -87,20 +90,9 @@ func TestMutations(t *testing.T) {
 	}
 	out, err := run()
 	require.NoError(t, err, "the tests must pass before a fault: %s", out)
-	failed := regexp.MustCompile(`--- FAIL: (Test\w+)|panic: (test timed out)|running tests:\n\s+(Test\w+)`)
 	for _, m := range mutations {
 		t.Run(strings.ReplaceAll(m.fault, " ", "_"), func(t *testing.T) {
-			source, err := os.ReadFile(m.file)
-			require.NoError(t, err)
-			require.Equal(t, 1, strings.Count(string(source), m.old), "the piece to replace must be in %s once", m.file)
-			mutant := filepath.Join(t.TempDir(), "mutant.go")
-			require.NoError(t, os.WriteFile(mutant, []byte(strings.Replace(string(source), m.old, m.new, 1)), 0o644))
-			original, err := filepath.Abs(m.file)
-			require.NoError(t, err)
-			overlay, err := json.Marshal(map[string]any{"Replace": map[string]string{original: mutant}})
-			require.NoError(t, err)
-			list := filepath.Join(t.TempDir(), "overlay.json")
-			require.NoError(t, os.WriteFile(list, overlay, 0o644))
+			list := overlay(t, m.file, m.old, m.new)
 			out, err := run("-overlay=" + list)
 			require.Error(t, err, "no test saw the fault")
 			require.NotContains(t, out, "[build failed]", "the fault must compile: %s", out)
@@ -119,4 +111,20 @@ func TestMutations(t *testing.T) {
 	}
 	out, err = run()
 	require.NoError(t, err, "the tests must pass after the faults too: %s", out)
+}
+
+// overlay makes a compiler overlay in which file has one piece replaced, and returns its path.
+func overlay(t *testing.T, file, old, new string) string {
+	source, err := os.ReadFile(file)
+	require.NoError(t, err)
+	require.Equal(t, 1, strings.Count(string(source), old), "the piece to replace must be in %s once", file)
+	mutant := filepath.Join(t.TempDir(), "mutant.go")
+	require.NoError(t, os.WriteFile(mutant, []byte(strings.Replace(string(source), old, new, 1)), 0o644))
+	original, err := filepath.Abs(file)
+	require.NoError(t, err)
+	text, err := json.Marshal(map[string]any{"Replace": map[string]string{original: mutant}})
+	require.NoError(t, err)
+	list := filepath.Join(t.TempDir(), "overlay.json")
+	require.NoError(t, os.WriteFile(list, text, 0o644))
+	return list
 }

@@ -127,6 +127,24 @@ func TestVerdicts(t *testing.T) {
 	}
 }
 
+// The same quantity in another prefix of a known unit is the same row; in another unit it is another row, and the old one is gone.
+func TestMixedUnits(t *testing.T) {
+	dir := t.TempDir()
+	write := func(name, line string) string {
+		path := filepath.Join(dir, name)
+		require.NoError(t, os.WriteFile(path, []byte("Unit y-ms better=lower\nUnit y-us better=lower\n"+strings.Repeat(line+"\n", 10)), 0o600))
+		return path
+	}
+	mb, b := write("mb.txt", "BenchmarkX 1 250 MB/s"), write("b.txt", "BenchmarkX 1 250000000 B/s")
+	out, _, code := bench(t, mb, b)
+	assert.Zero(t, code, out)
+	assert.Contains(t, out, "1 no worse")
+	ms, us := write("ms.txt", "BenchmarkX 1 2.5 y-ms"), write("us.txt", "BenchmarkX 1 2500 y-us")
+	out, _, code = bench(t, ms, us)
+	assert.Equal(t, 2, code, out)
+	assert.Contains(t, out, "y-ms is gone from")
+}
+
 func TestUnusableArguments(t *testing.T) {
 	cases := map[string][]string{
 		"no such file":       {"testdata/base.txt", "testdata/none.txt"},

@@ -30,13 +30,16 @@ func AppendJSON(path string, values ...any) (err error) {
 	return err
 }
 
+// ResultVersion is that of the lines' fields: a reader that knows another one should say so. New fields leave it as it is.
+const ResultVersion = 1
+
 // WriteJSONL appends a run to the file at path: a line with the run's figures, in SGLang's fields and ours with "record": "run",
 // then one for each request with "record": "request". more is merged into the run's line. Times of requests are in
 // milliseconds from the start of the run.
 func WriteJSONL(path string, r *Report, s *Summary, more map[string]any) error {
 	lines := make([]any, 0, 1+len(r.Results))
 	run := s.fields()
-	run["record"], run["time"] = "run", r.Started.UTC().Format(time.RFC3339Nano)
+	run["record"], run["version"], run["time"] = "run", ResultVersion, r.Started.UTC().Format(time.RFC3339Nano)
 	maps.Copy(run, more)
 	lines = append(lines, run)
 	for i := range r.Results {

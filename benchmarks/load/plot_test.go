@@ -87,7 +87,7 @@ func TestJSONL(t *testing.T) {
 		kinds[line["record"]]++
 		if line["record"] == "run" {
 			assert.Equal(t, "tokamak", line["backend"])
-			for _, field := range []string{"duration", "completed", "total_input_tokens", "output_throughput", "mean_ttft_ms", "p99_itl_ms", "median_e2e_latency_ms"} {
+			for _, field := range []string{"version", "duration", "completed", "total_input_tokens", "output_throughput", "mean_ttft_ms", "p99_itl_ms", "median_e2e_latency_ms"} {
 				assert.Contains(t, line, field)
 			}
 		} else {

@@ -55,6 +55,8 @@ var (
 	errUnhealthy = unavailable("unhealthy", "the backend has failed and the server must be restarted", 10*time.Second)
 	errBodies    = unavailable("overloaded", "request bodies in flight exceed the server's memory for them: retry later", time.Second)
 
+	errEncoding = &apiError{status: http.StatusUnsupportedMediaType, kind: "invalid_request_error", param: "Content-Encoding", code: "unsupported_encoding",
+		outcome: metrics.OutcomeInvalid, message: "the body is compressed: send it as it is, without a Content-Encoding"}
 	errBodyTimeout = &apiError{status: http.StatusRequestTimeout, kind: "invalid_request_error", code: "body_timeout", outcome: metrics.OutcomeInvalid,
 		message: "the request's body did not arrive in time"}
 	errSlowReader = &apiError{status: http.StatusInternalServerError, kind: "slow_reader", code: "slow_reader", outcome: metrics.OutcomeSlowReader,

@@ -206,6 +206,9 @@ func (c *call) extendWrite() {
 
 // body reads the request's body within its bounds of size and time.
 func (c *call) body() ([]byte, error) {
+	if encoding := c.r.Header.Get("Content-Encoding"); encoding != "" && !strings.EqualFold(encoding, "identity") {
+		return nil, errEncoding
+	}
 	most := int64(c.s.options.MaxBodyBytes)
 	size := c.r.ContentLength
 	if size > most {

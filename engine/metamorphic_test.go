@@ -129,6 +129,10 @@ func TestNothingChangesTheTokens(t *testing.T) {
 			c.set(&o)
 			e := openTiny(t, o)
 			together(t, e, requests, alone)
+			// Whether pages run out depends on who happens to run beside whom: try until they do.
+			for tries := 0; c.preemption && e.Stats().PreemptionsTotal == 0 && tries < 30; tries++ {
+				together(t, e, requests, alone)
+			}
 			s := e.Stats()
 			require.Equal(t, c.preemption, s.PreemptionsTotal > 0, "%d preemptions", s.PreemptionsTotal)
 			require.Equal(t, c.cached, s.CachedTokensTotal > 0, "%d cached tokens", s.CachedTokensTotal)

@@ -30,6 +30,8 @@ var roomMutations = []struct{ fault, file, old, new, test string }{
 	{"a lagging reader is kept", "engine/server/sse.go", "return lag > w.c.s.options.MaxStreamLag && w.blocked > lag/2", "return false && lag > 0", "TestLaggingReaderIsToldWhy"},
 	{"a request that ended stays known", "engine/server/run.go", "return func() { c.s.active.remove(w.id) }, nil", "return func() {}, nil", "TestSoak"},
 	{"a stream goes on when its client has left", "engine/server/run.go", "	defer func() { // no goroutine outlives the request\n		cancel(nil)\n", "	defer func() { // no goroutine outlives the request\n		_ = cancel\n", "TestNetworkIsReset|TestSlowReaderIsCutOff|TestSoak|TestDisconnectCancels"},
+	{"memory stays behind each request", "engine/server/run.go", "func (c *call) observe(out *engine.Output) {\n", "var leaked [][]byte\nvar leaking sync.Mutex\n\nfunc (c *call) observe(out *engine.Output) {\n	leaking.Lock()\n	leaked = append(leaked, make([]byte, 1<<17))\n	leaking.Unlock()\n", "TestSoak"},
+	{"a goroutine stays behind each request", "engine/server/run.go", "func (c *call) observe(out *engine.Output) {\n", "func (c *call) observe(out *engine.Output) {\n	go func() { select {} }()\n", "TestSoak"},
 	{"a failed backend looks healthy", "engine/server/server.go", "if err == nil || s.draining.Load() {", "if true || err == nil {", "TestWeightsCutShortWhileServing"},
 	{"the process survives its backend", "engine/cmd/launch_server/run.go", "		return exitBackend\n", "		return exitOK\n", "TestBackendFailureEndsTheProcess"},
 	{"nobody drains", "engine/cmd/launch_server/run.go", "drained := l.stop(l.flags.server.ShutdownTimeout)", "drained := l.stop(0)", "TestTerminateUnderLoad"},

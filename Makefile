@@ -51,4 +51,4 @@ check: lint build test ## what to run before a commit
 clean: ## remove what was built here (not the fixture model)
 	rm -rf .bin .gpu .cache
 
-include $(wildcard make/*.mk)
+include $(wildcard .make/*.mk)

@@ -13,7 +13,7 @@ cuda-toolchain: $(CUDA_TOOLCHAIN)/env ## get what -tags cuda needs to build (an 
 cuda: cuda-build kernels ## everything that can be checked of the CUDA engine with no GPU
 
 cuda-build: $(CUDA_TOOLCHAIN)/env ## vet, build and link with -tags cuda; run the tests that need no GPU
-	$(CUDA_ENV) && $(GO) vet -tags cuda ./engine/... ./benchmarks/... && $(GO) build -tags cuda ./... && mkdir -p .gpu && \
+	$(CUDA_ENV) && $(GO) vet -tags cuda ./... && $(GO) build -tags cuda ./... && mkdir -p .gpu && \
 	  $(GO) test -c -tags cuda -ldflags='-s -w' -o .gpu/cuda.test ./engine/cuda && $(GO) test -tags cuda ./engine/cuda/...
 
 kernels: $(CUDA_TOOLCHAIN)/env ## compile every kernel to machine code for each supported GPU; fail on register spills

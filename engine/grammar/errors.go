@@ -1,16 +1,27 @@
 package grammar
 
-import "time"
+import (
+	"strconv"
+	"strings"
+	"time"
+	"unicode"
+)
 
 // Error tells why a grammar cannot be compiled or a token not be accepted. Where is a JSON pointer into the schema, or "" for
 // a regular expression.
 type Error struct{ Where, Problem string }
 
+// Error is one line, whatever the specification holds that it quotes.
 func (e *Error) Error() string {
-	if e.Where == "" {
-		return e.Problem
+	text := e.Problem
+	if e.Where != "" {
+		text = e.Where + ": " + text
 	}
-	return e.Where + ": " + e.Problem
+	if strings.ContainsFunc(text, unicode.IsControl) {
+		quoted := strconv.Quote(text)
+		return quoted[1 : len(quoted)-1]
+	}
+	return text
 }
 
 // Limits of one grammar. A specification beyond them is refused with an *Error.

@@ -17,7 +17,7 @@ func Markdown(w io.Writer, s *compare.Set, r *gate.Result) error {
 	mark := [...]string{"✅", "❌", "⚠️"}[r.Verdict]
 	fmt.Fprintf(w, "### %s Benchmarks: %s\n\n", mark, escapeMarkdown(r.Summary()))
 	if r.Verdict == gate.CannotJudge {
-		for _, why := range r.Reasons {
+		for _, why := range some(r.Reasons) {
 			fmt.Fprintf(w, "- %s\n", escapeMarkdown(why))
 		}
 		fmt.Fprintln(w)

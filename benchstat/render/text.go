@@ -195,12 +195,21 @@ func Text(w io.Writer, s *compare.Set, r *gate.Result) error {
 		fmt.Fprintln(w, "note:", n)
 	}
 	if r.Verdict == gate.CannotJudge {
-		for _, why := range r.Reasons {
+		for _, why := range some(r.Reasons) {
 			fmt.Fprintln(w, "cannot judge:", why)
 		}
 	}
 	_, err := fmt.Fprintln(w, r.Summary())
 	return err
+}
+
+// some are the first ten of lines, and how many more there are: a person reads no further.
+func some(lines []string) []string {
+	const most = 10
+	if len(lines) <= most {
+		return lines
+	}
+	return append(lines[:most:most], fmt.Sprintf("and %d more (--format json lists all)", len(lines)-most))
 }
 
 // quiet kinds need no line of their own in a summary for people.

@@ -35,55 +35,82 @@ func (a *arena) bind(base ptr) {
 	}
 }
 
-// part is a tensor's place in device memory.
+// part is what a tensor gives to one array on the device.
 type part struct {
-	name  string // Hugging Face name
-	to    *ptr
+	tensor *weights.Tensor
+	array
 	shift int64 // bytes past *to
 	order int   // rowsInOrder, rowsOfGate or rowsOfUp
 }
 
-// weightArena gives every tensor of the model its place: q, k and v one behind the other, gate and up interleaved.
-func weightArena(c *model.Config, s shape, b *buffers, layers []layerWeights) (*arena, []part) {
+// weightArena gives every tensor of the model its place: q, k and v one behind the other, gate and up interleaved. It tells of a tensor
+// that the store lacks.
+func weightArena(c *model.Config, s shape, w *weights.Store, b *buffers, layers []layerWeights) (*arena, []part, error) {
 	a := &arena{}
 	var parts []part
-	one := func(name string, to *ptr, elements int) {
-		a.take(to, int64(elements)*bf16Bytes)
-		parts = append(parts, part{name: name, to: to})
+	var missing error
+	find := func(name string) *weights.Tensor {
+		t, ok := w.Tensor(name)
+		if !ok {
+			missing = fmt.Errorf("weight %s is missing", name)
+			return &weights.Tensor{Name: name, Shape: []int{0, 0}}
+		}
+		return t
 	}
-	join := func(to *ptr, rows, cols int, suffix string, prefix string, names []string, counts []int) {
-		a.take(to, int64(rows)*int64(cols)*bf16Bytes)
+	// plain joins tensors as bf16.
+	plain := func(to *ptr, elements int, names ...string) {
+		a.take(to, int64(elements)*bf16Bytes)
 		shift := int64(0)
-		for i, n := range names {
-			parts = append(parts, part{name: prefix + n + suffix, to: to, shift: shift})
-			shift += int64(counts[i]) * int64(cols) * bf16Bytes
+		for _, name := range names {
+			t := find(name)
+			parts = append(parts, part{tensor: t, array: bf16Array(to, t.RowLen()), shift: shift})
+			shift += int64(t.Rows()) * int64(t.RowLen()) * bf16Bytes
 		}
 	}
-	one("model.embed_tokens.weight", &b.Embed, s.Vocab*s.Hidden)
-	qkv, counts := []string{"q_proj", "k_proj", "v_proj"}, []int{s.qDim(), s.kvDim(), s.kvDim()}
+	// matrix joins tensors in the format they allow: one behind the other, or by orders.
+	matrix := func(to *weight, rows, cols int, names []string, orders ...int) {
+		tensors := make([]*weights.Tensor, len(names))
+		for i, name := range names {
+			tensors[i] = find(name)
+		}
+		to.Format = formatOf(tensors)
+		for _, array := range to.arrays(cols) {
+			a.take(array.to, int64(rows)*int64(array.rowBytes))
+			shift := int64(0)
+			for i, t := range tensors {
+				p := part{tensor: t, array: array, shift: shift}
+				if len(orders) > 0 {
+					p.order = orders[i]
+				} else {
+					shift += int64(t.Rows()) * int64(array.rowBytes)
+				}
+				parts = append(parts, p)
+			}
+		}
+	}
+	plain(&b.Embed, s.Vocab*s.Hidden, "model.embed_tokens.weight")
 	for i := range layers {
 		l, prefix := &layers[i], fmt.Sprintf("model.layers.%d.", i)
-		one(prefix+"input_layernorm.weight", &l.Norm1, s.Hidden)
-		join(&l.WQKV, s.qkvDim(), s.Hidden, ".weight", prefix+"self_attn.", qkv, counts)
+		attn, mlp := prefix+"self_attn.", prefix+"mlp."
+		plain(&l.Norm1, s.Hidden, prefix+"input_layernorm.weight")
+		matrix(&l.WQKV, s.qkvDim(), s.Hidden, []string{attn + "q_proj.weight", attn + "k_proj.weight", attn + "v_proj.weight"})
 		if s.QKVBias {
-			join(&l.BQKV, s.qkvDim(), 1, ".bias", prefix+"self_attn.", qkv, counts)
+			plain(&l.BQKV, s.qkvDim(), attn+"q_proj.bias", attn+"k_proj.bias", attn+"v_proj.bias")
 		}
 		if s.QKNorm {
-			one(prefix+"self_attn.q_norm.weight", &l.QNorm, s.Dim)
-			one(prefix+"self_attn.k_norm.weight", &l.KNorm, s.Dim)
+			plain(&l.QNorm, s.Dim, attn+"q_norm.weight")
+			plain(&l.KNorm, s.Dim, attn+"k_norm.weight")
 		}
-		one(prefix+"self_attn.o_proj.weight", &l.WO, s.Hidden*s.qDim())
-		one(prefix+"post_attention_layernorm.weight", &l.Norm2, s.Hidden)
-		a.take(&l.WGU, int64(2*s.Inter)*int64(s.Hidden)*bf16Bytes)
-		parts = append(parts, part{name: prefix + "mlp.gate_proj.weight", to: &l.WGU, order: rowsOfGate},
-			part{name: prefix + "mlp.up_proj.weight", to: &l.WGU, order: rowsOfUp})
-		one(prefix+"mlp.down_proj.weight", &l.WDown, s.Hidden*s.Inter)
+		matrix(&l.WO, s.Hidden, s.qDim(), []string{attn + "o_proj.weight"})
+		plain(&l.Norm2, s.Hidden, prefix+"post_attention_layernorm.weight")
+		matrix(&l.WGU, 2*s.Inter, s.Hidden, []string{mlp + "gate_proj.weight", mlp + "up_proj.weight"}, rowsOfGate, rowsOfUp)
+		matrix(&l.WDown, s.Hidden, s.Inter, []string{mlp + "down_proj.weight"})
 	}
-	one("model.norm.weight", &b.Norm, s.Hidden)
+	plain(&b.Norm, s.Hidden, "model.norm.weight")
 	if !s.TiedHead {
-		one("lm_head.weight", &b.Head, s.Vocab*s.Hidden)
+		plain(&b.Head.Data, s.Vocab*s.Hidden, "lm_head.weight")
 	}
-	return a, parts
+	return a, parts, missing
 }
 
 // countBytes is the size of the penalties' counts. A row starts on four bytes: the kernels change two counts at a time.
@@ -174,13 +201,3 @@ func sizePages(s shape, o backend.Options, weightBytes, workBytes, free, total i
 
 // pad rounds n up to a multiple of to.
 func pad(n, to int) int { return (n + to - 1) / to * to }
-
-// checkWeights tells of a tensor that the model needs and the store lacks.
-func checkWeights(w *weights.Store, parts []part) error {
-	for _, p := range parts {
-		if _, ok := w.Tensor(p.name); !ok {
-			return fmt.Errorf("weight %s is missing", p.name)
-		}
-	}
-	return nil
-}

@@ -41,15 +41,17 @@ type buffers struct {
 	Targets, TargetLogProbs  ptr // i32, f32 [MaxTokens]
 
 	// Weights that do not belong to a layer.
-	Rope              ptr // float2 (cos, sin) [MaxContext, Dim/2]
-	Embed, Head, Norm ptr
+	Rope        ptr // float2 (cos, sin) [MaxContext, Dim/2]
+	Embed, Norm ptr
+	Head        weight
 
 	blasWorkspace ptr
 }
 
 // layerWeights are the weights of one layer.
 type layerWeights struct {
-	Norm1, WQKV, BQKV, QNorm, KNorm, WO, Norm2, WGU, WDown ptr // BQKV, QNorm and KNorm are 0 where the family has none
+	Norm1, BQKV, QNorm, KNorm, Norm2 ptr // BQKV, QNorm and KNorm are 0 where the family has none
+	WQKV, WO, WGU, WDown             weight
 }
 
 const (

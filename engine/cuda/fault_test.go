@@ -35,7 +35,7 @@ func TestKernelFault(t *testing.T) {
 	greedy := backend.Sampling{TopP: 1, RepetitionPenalty: 1}
 	play(t, b, 0, randomPrompt(1, 10, cfg.VocabSize), 16, 3, greedy, false)
 
-	b.planner.layers[1].WDown = 256 // no memory is mapped there
+	b.planner.layers[1].WDown.Data = 256 // no memory is mapped there
 	var out backend.Result
 	id, err := b.Launch(&backend.Batch{Rows: []backend.Row{{Slot: 0, Start: &backend.Start{Sampling: greedy}, Tokens: []int32{1, 2, 3}, Pages: []int32{0}, Sample: true}}})
 	if err == nil {

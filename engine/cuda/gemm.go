@@ -92,7 +92,7 @@ func tensorMap(p ptr, rows, cols, boxRows int) (m driver.TensorMap) {
 // The products of a layer and the head for m tokens.
 
 func (s shape) qkv(m int) linear {
-	l := linear{name: "gemm_qkv", m: m, n: s.qkvDim(), k: s.Hidden}
+	l := linear{name: "qkv", m: m, n: s.qkvDim(), k: s.Hidden, norm: true}
 	if s.QKVBias {
 		l.end = epilogueBias
 	}
@@ -100,40 +100,20 @@ func (s shape) qkv(m int) linear {
 }
 
 func (s shape) o(m int) linear {
-	return linear{name: "gemm_o", m: m, n: s.Hidden, k: s.qDim(), end: epilogueResidual}
+	return linear{name: "o", m: m, n: s.Hidden, k: s.qDim(), end: epilogueResidual}
 }
 
 func (s shape) gateUp(m int) linear {
-	return linear{name: "gemm_gate_up", m: m, n: 2 * s.Inter, k: s.Hidden, end: epilogueSwiGLU}
+	return linear{name: "gate_up", m: m, n: 2 * s.Inter, k: s.Hidden, norm: true, end: epilogueSwiGLU}
 }
 
 func (s shape) down(m int) linear {
-	return linear{name: "gemm_down", m: m, n: s.Hidden, k: s.Inter, end: epilogueResidual}
+	return linear{name: "down", m: m, n: s.Hidden, k: s.Inter, end: epilogueResidual}
 }
 
 // fitsGEMM tells whether gemm_sm90 takes the products of a step of m tokens.
 func (s shape) fitsGEMM(d device, m int) bool {
 	return s.qkv(m).fitsGEMM(d) && s.o(m).fitsGEMM(d) && s.gateUp(m).fitsGEMM(d) && s.down(m).fitsGEMM(d) && (linear{m: m, n: s.Vocab, k: s.Hidden}).fitsGEMM(d)
-}
-
-// gemmQKVOp: qkv = xn wqkvᵀ (+ bias).
-func gemmQKVOp(d device, s shape, b *buffers, w layerWeights, m int) op {
-	return s.qkv(m).op90(d, s, b, w.WQKV, b.XN, gemmParams{Bias: w.BQKV, Y: b.QKV})
-}
-
-// gemmOOp: x += att woᵀ.
-func gemmOOp(d device, s shape, b *buffers, w layerWeights, m int) op {
-	return s.o(m).op90(d, s, b, w.WO, b.Att, gemmParams{Y: b.X})
-}
-
-// gemmGateUpOp: act = silu(gate) * up of xn wguᵀ.
-func gemmGateUpOp(d device, s shape, b *buffers, w layerWeights, m int) op {
-	return s.gateUp(m).op90(d, s, b, w.WGU, b.XN, gemmParams{Y: b.Act})
-}
-
-// gemmDownOp: x += act wdownᵀ.
-func gemmDownOp(d device, s shape, b *buffers, w layerWeights, m int) op {
-	return s.down(m).op90(d, s, b, w.WDown, b.Act, gemmParams{Y: b.X})
 }
 
 // gemmHeadOp: the LM head over the normed rows xs: logits if full, else only the best token that each CTA saw.
@@ -142,5 +122,5 @@ func gemmHeadOp(d device, s shape, b *buffers, samples int, full bool) op {
 	if full {
 		l.name, l.end = "gemm_head_logits", epilogueHeadLogits
 	}
-	return l.op90(d, s, b, b.Head, b.XS, gemmParams{Logits: b.Logits, Slot: b.SampleSlot, Position: b.SamplePos, SlotParam: b.SlotParam, Best: b.HeadScratch})
+	return l.op90(d, s, b, b.Head.Data, b.XS, gemmParams{Logits: b.Logits, Slot: b.SampleSlot, Position: b.SamplePos, SlotParam: b.SlotParam, Best: b.HeadScratch})
 }

@@ -102,7 +102,7 @@ func TestGEMMHead(t *testing.T) {
 				params[slots[i]] = slotParams{Temperature: 0.05 * float32(i), Seed: uint64(i)<<33 + 5}
 			}
 		}
-		b := &buffers{Head: r.putBF16(p.w), XS: r.putBF16(p.x), SampleSlot: put(r, slots), SamplePos: put(r, positions), SlotParam: put(r, params), Logits: r.room(4 * m * s.Vocab),
+		b := &buffers{Head: weight{Data: r.putBF16(p.w)}, XS: r.putBF16(p.x), SampleSlot: put(r, slots), SamplePos: put(r, positions), SlotParam: put(r, params), Logits: r.room(4 * m * s.Vocab),
 			HeadScratch: r.room(int(headScratchBytes(r.device, s))), SlotToken: r.room(4 * s.MaxRows), Step: put(r, []uint64{6}), Ring: r.room(ringEntries * newRingLayout(s).size),
 			AttnScratch: put(r, make([]byte, attnScratchBytes(r.device, s)))}
 		r.run(gemmHeadOp(r.device, s, b, m, true), gemmHeadOp(r.device, s, b, m, false), sampleFastOp(r.device, s, b, m))

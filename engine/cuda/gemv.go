@@ -151,34 +151,6 @@ func (l linear) op(d device, p linearParams) op {
 	return o
 }
 
-// gemvQKVOp: qkv = norm(x) wqkvᵀ (+ bias) for m tokens.
-func gemvQKVOp(d device, s shape, b *buffers, w layerWeights, m int) op {
-	end := epilogueStore
-	if s.QKVBias {
-		end = epilogueBias
-	}
-	l := linear{name: "gemv_qkv", m: m, n: s.qkvDim(), k: s.Hidden, norm: true, end: end}
-	return l.op(d, linearParams{W: w.WQKV, X: b.X, Gamma: w.Norm1, Bias: w.BQKV, Y: b.QKV})
-}
-
-// gemvOOp: x += att woᵀ.
-func gemvOOp(d device, s shape, b *buffers, w layerWeights, m int) op {
-	l := linear{name: "gemv_o", m: m, n: s.Hidden, k: s.qDim(), end: epilogueResidual}
-	return l.op(d, linearParams{W: w.WO, X: b.Att, Y: b.X})
-}
-
-// gemvGateUpOp: act = silu(gate) * up of norm(x) wguᵀ.
-func gemvGateUpOp(d device, s shape, b *buffers, w layerWeights, m int) op {
-	l := linear{name: "gemv_gate_up", m: m, n: 2 * s.Inter, k: s.Hidden, norm: true, end: epilogueSwiGLU}
-	return l.op(d, linearParams{W: w.WGU, X: b.X, Gamma: w.Norm2, Y: b.Act})
-}
-
-// gemvDownOp: x += act wdownᵀ.
-func gemvDownOp(d device, s shape, b *buffers, w layerWeights, m int) op {
-	l := linear{name: "gemv_down", m: m, n: s.Hidden, k: s.Inter, end: epilogueResidual}
-	return l.op(d, linearParams{W: w.WDown, X: b.Act, Y: b.X})
-}
-
 func headLinear(s shape, samples int, full bool) linear {
 	l := linear{name: "gemv_head", m: samples, n: s.Vocab, k: s.Hidden, norm: true, end: epilogueHeadFast}
 	if full {
@@ -189,7 +161,7 @@ func headLinear(s shape, samples int, full bool) linear {
 
 // gemvHeadOp: the LM head over the sampling rows' last tokens: logits if full, else only the best token that each CTA saw.
 func gemvHeadOp(d device, s shape, b *buffers, samples int, full bool) op {
-	return headLinear(s, samples, full).op(d, linearParams{W: b.Head, X: b.X, Gamma: b.Norm, Logits: b.Logits, XRow: b.SampleTok,
+	return headLinear(s, samples, full).op(d, linearParams{W: b.Head.Data, X: b.X, Gamma: b.Norm, Logits: b.Logits, XRow: b.SampleTok,
 		Slot: b.SampleSlot, Position: b.SamplePos, SlotParam: b.SlotParam, Best: b.HeadScratch})
 }
 

@@ -13,8 +13,8 @@ import (
 	"github.com/tokamak-engine/tokamak/engine/cpu"
 )
 
-// product is one matrix product with its exact and its plain bf16 result before the epilogue.
-type product struct {
+// exactProduct is one matrix product with its exact and its plain bf16 result before the epilogue.
+type exactProduct struct {
 	m, n, k      int
 	x, w, gamma  []float32
 	exact, plain []float32 // [m, n]
@@ -22,8 +22,8 @@ type product struct {
 
 // newProduct draws x, w and, with norm, gamma, and multiplies them: exactly, in float64, and as plain bf16 arithmetic does,
 // rounding the normed x before and after gamma and the sum.
-func newProduct(r *rig, m, n, k int, norm bool) *product {
-	p := &product{m: m, n: n, k: k, x: r.normal(m*k, 1.5), w: r.normal(n*k, 1/math.Sqrt(float64(k))), gamma: r.normal(k, 0.3)}
+func newProduct(r *rig, m, n, k int, norm bool) *exactProduct {
+	p := &exactProduct{m: m, n: n, k: k, x: r.normal(m*k, 1.5), w: r.normal(n*k, 1/math.Sqrt(float64(k))), gamma: r.normal(k, 0.3)}
 	for i := range p.gamma {
 		p.gamma[i] = toBF16(p.gamma[i] + 1)
 	}
@@ -59,7 +59,7 @@ func newProduct(r *rig, m, n, k int, norm bool) *product {
 }
 
 // finish applies an epilogue to exact and plain results; before holds what a residual adds to, or one bias a column.
-func (p *product) finish(end epilogue, before []float32) (exact, plain []float32) {
+func (p *exactProduct) finish(end epilogue, before []float32) (exact, plain []float32) {
 	if end != epilogueSwiGLU {
 		exact, plain = append(exact, p.exact...), append(plain, p.plain...)
 		for i := range exact {
@@ -138,7 +138,7 @@ func TestGEMVHead(t *testing.T) {
 					params[slots[i]] = slotParams{Temperature: 0.5 * float32(i), Seed: uint64(i)<<33 + 5}
 				}
 			}
-			b := &buffers{Head: r.putBF16(p.w), X: r.putBF16(p.x), Norm: r.putBF16(p.gamma), SampleTok: put(r, rows), SampleSlot: put(r, slots),
+			b := &buffers{Head: weight{Data: r.putBF16(p.w)}, X: r.putBF16(p.x), Norm: r.putBF16(p.gamma), SampleTok: put(r, rows), SampleSlot: put(r, slots),
 				SamplePos: put(r, positions), SlotParam: put(r, params), Logits: r.room(4 * m * s.Vocab), HeadScratch: r.room(int(headScratchBytes(r.device, s))),
 				SlotToken: r.room(4 * s.MaxRows), Step: put(r, []uint64{6}), Ring: r.room(ringEntries * newRingLayout(s).size)}
 			r.run(gemvHeadOp(r.device, s, b, m, true), gemvHeadOp(r.device, s, b, m, false), sampleFastOp(r.device, s, b, m))
@@ -184,7 +184,7 @@ func TestGEMVHeadNonFinite(t *testing.T) {
 		for i := range index {
 			index[i] = int32(i)
 		}
-		b := &buffers{Head: r.putBF16(p.w), X: r.putBF16(p.x), Norm: r.putBF16(p.gamma), SampleTok: put(r, index), SampleSlot: put(r, index), SamplePos: put(r, index),
+		b := &buffers{Head: weight{Data: r.putBF16(p.w)}, X: r.putBF16(p.x), Norm: r.putBF16(p.gamma), SampleTok: put(r, index), SampleSlot: put(r, index), SamplePos: put(r, index),
 			SlotParam: put(r, make([]slotParams, s.MaxRows)), HeadScratch: r.room(int(headScratchBytes(r.device, s))), SlotToken: r.room(4 * s.MaxRows),
 			Step: put(r, []uint64{0}), Ring: r.room(ringEntries * newRingLayout(s).size)}
 		r.run(gemvHeadOp(r.device, s, b, m, false), sampleFastOp(r.device, s, b, m))

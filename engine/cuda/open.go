@@ -171,11 +171,11 @@ func (b *Backend) open(cfg *model.Config, w *weights.Store, o backend.Options, s
 	s.Page, s.MaxContext, s.MaxPages = o.PageSize, o.MaxContext, (o.MaxContext+o.PageSize-1)/o.PageSize
 	s.MaxRows, s.MaxTokens = bucketFor(o.MaxRows), pad(max(o.MaxTokens, bucketFor(o.MaxRows)), tokenPad)
 	layers := make([]layerWeights, cfg.NumLayers)
-	weightPlaces, parts := weightArena(cfg, s, &b.buffers, layers)
-	workPlaces := workArena(b.device, s, &b.buffers)
-	if err := checkWeights(w, parts); err != nil {
+	weightPlaces, parts, err := weightArena(cfg, s, w, &b.buffers, layers)
+	if err != nil {
 		return err
 	}
+	workPlaces := workArena(b.device, s, &b.buffers)
 	free, total, err := b.context.Memory()
 	if err != nil {
 		return err
@@ -194,7 +194,7 @@ func (b *Backend) open(cfg *model.Config, w *weights.Store, o backend.Options, s
 		a.bind(base)
 	}
 	if s.TiedHead {
-		b.buffers.Head = b.buffers.Embed
+		b.buffers.Head = weight{Data: b.buffers.Embed}
 	}
 	if b.stream, err = driver.NewStream(); err != nil {
 		return err
@@ -213,7 +213,7 @@ func (b *Backend) open(cfg *model.Config, w *weights.Store, o backend.Options, s
 	b.functions, b.modules = map[unit]*driver.Function{}, map[unit]driver.Module{}
 	var warm errgroup.Group
 	warm.Go(b.openBlas)
-	if err := errors.Join(b.load(w, parts, o.Progress), warm.Wait()); err != nil {
+	if err := errors.Join(b.load(parts, o.Progress), warm.Wait()); err != nil {
 		return err
 	}
 	if err := b.prepare(cfg); err != nil {
@@ -243,7 +243,7 @@ func (b *Backend) open(cfg *model.Config, w *weights.Store, o backend.Options, s
 }
 
 // load compiles the kernels while the weights are on their way.
-func (b *Backend) load(w *weights.Store, parts []part, progress func(string, float64, float64, string)) error {
+func (b *Backend) load(parts []part, progress func(string, float64, float64, string)) error {
 	var mu sync.Mutex
 	report := func(phase string, done, total float64, unit string) {
 		if progress != nil {
@@ -269,7 +269,7 @@ func (b *Backend) load(w *weights.Store, parts []part, progress func(string, flo
 		compiled, err = b.compiler.all(units, func(n int) { report("compile", float64(n), float64(len(units)), "kernels") })
 		return err
 	})
-	uploaded := b.upload(w, parts, func(done, total float64) { report("upload", done, total, "GiB") })
+	uploaded := b.upload(parts, func(done, total float64) { report("upload", done, total, "GiB") })
 	if err := errors.Join(uploaded, group.Wait()); err != nil {
 		return err
 	}

@@ -30,14 +30,14 @@ func TestParamsMirrorKernels(t *testing.T) {
 		mirror any
 		fields string
 	}{
-		{gemvQKVOp(d, s, b, w, 1), "Params", linearParams{}, "w x gamma bias y logits x_row slot position slot_param best tokens"},
-		{gemvQKVOp(d, s, b, w, 8), "Params", linearParams{}, "w x gamma bias y logits x_row slot position slot_param best tokens"},
+		{s.qkv(1).op(d, linearParams{}), "Params", linearParams{}, "w x gamma bias y logits x_row slot position slot_param best tokens"},
+		{s.qkv(8).op(d, linearParams{}), "Params", linearParams{}, "w x gamma bias y logits x_row slot position slot_param best tokens"},
 		{attnDecodeOp(d, s, b, w, 0, 1), "Params", attnDecodeParams{}, "qkv kv out qnorm knorm rope row_slot row_ctx page_table part arrived scale"},
 		{attnPrefill90Op(s, b, 0, 0, 1, 1), "Params", attnPrefill90Params{}, "q kv out row_slot row_pos row_len row_start page_table scale first_row"},
 		{attnPrefillOp(testDevices["sm_80"], s, b, 0, 0, 1, 1), "Params", attnPrefillParams{}, "qkv kv out row_slot row_pos row_len row_start page_table scale first_row"},
 		{advanceOp(d, s, b, 1, 1), "Params", advanceParams{}, "plan step tok_at update_at " +
 			"tok_id tok_pos tok_slot row_slot row_pos row_len row_start row_ctx sample_tok sample_slot sample_pos mask_row slot_token page_table tokens rows"},
-		{gemmQKVOp(d, s, b, w, 32), "Params", gemmParams{}, "w x bias y logits slot position slot_param best part arrived tokens"},
+		{s.qkv(32).op90(d, s, b, 0, 0, gemmParams{}), "Params", gemmParams{}, "w x bias y logits slot position slot_param best part arrived tokens"},
 		{embedOp(d, s, b, 1), "Params", embedParams{}, "tok_id embed x"},
 		{rmsnormOp(d, s, b, 0, 1), "Params", rmsnormParams{}, "x gamma y rows"},
 		{ropeKVOp(d, s, b, w, 0, 0, 1), "Params", ropeKVParams{}, "qkv kv qnorm knorm rope tok_pos tok_slot page_table first"},

@@ -88,10 +88,7 @@ type hooks struct{ beforeHead, beforeSampling func() error }
 // step lists what a padded step runs, in order.
 func (p *planner) step(st stepShape, h hooks) []node {
 	d, s, b := p.device, p.shape, p.buffers
-	var nodes []node
-	kernel := func(o op) { nodes = append(nodes, node{op: &o}) }
-	kernel(advanceOp(d, s, b, max(st.rows, st.samples), st.tokens))
-	kernel(embedOp(d, s, b, st.tokens))
+	nodes := nodesOf(advanceOp(d, s, b, max(st.rows, st.samples), st.tokens), embedOp(d, s, b, st.tokens))
 	for i, l := range p.layers {
 		first := len(nodes)
 		nodes = append(nodes, p.layer(st, i, l)...)
@@ -102,7 +99,7 @@ func (p *planner) step(st stepShape, h hooks) []node {
 	if h.beforeHead != nil {
 		nodes = append(nodes, node{hook: h.beforeHead})
 	}
-	nodes = append(nodes, p.head(st, h)...)
+	nodes = append(nodes, p.sample(st, h)...)
 	for i := range nodes {
 		// A kernel may overlap the end of the one before it, but not a library's, whose kernels know nothing of it.
 		if o := nodes[i].op; o != nil && (i == 0 || nodes[i-1].op == nil || p.noPDL) {
@@ -112,84 +109,41 @@ func (p *planner) step(st stepShape, h hooks) []node {
 	return nodes
 }
 
-// ownGEMM tells whether gemm_sm90 takes products of m tokens. It does not where the sums' order may not depend on m.
-func (p *planner) ownGEMM(m int) bool {
-	return m > gemvRows && m <= gemmPays && !p.blasOnly && !p.shape.Deterministic && p.shape.fitsGEMM(p.device, m)
-}
-
 // layer lists what layer i runs, from the residual stream to the residual stream.
 func (p *planner) layer(st stepShape, i int, l layerWeights) []node {
+	nodes := p.qkv(st, l)
+	nodes = append(nodes, p.attention(st, i, l)...)
+	nodes = append(nodes, p.o(st, l)...)
+	return append(nodes, p.mlp(st, l)...)
+}
+
+// attention lists what makes attention's output of qkv, and writes K and V to their pages.
+func (p *planner) attention(st stepShape, i int, l layerWeights) []node {
 	d, s, b := p.device, p.shape, p.buffers
 	var nodes []node
-	kernel := func(o op) { nodes = append(nodes, node{op: &o}) }
-	product := func(g driver.GEMM) { nodes = append(nodes, p.products(g)...) }
-	small, own := st.tokens <= gemvRows && !s.Deterministic, p.ownGEMM(st.tokens)
-	switch {
-	case small:
-		kernel(gemvQKVOp(d, s, b, l, st.tokens))
-	case own:
-		kernel(rmsnormOp(d, s, b, l.Norm1, st.tokens))
-		kernel(gemmQKVOp(d, s, b, l, st.tokens))
-	default:
-		kernel(rmsnormOp(d, s, b, l.Norm1, st.tokens))
-		product(driver.GEMM{M: st.tokens, N: s.qkvDim(), K: s.Hidden, W: l.WQKV, X: b.XN, Y: b.QKV, Bias: l.BQKV})
-	}
 	if st.decode > 0 {
-		kernel(attnDecodeOp(d, s, b, l, i, st.decode))
+		nodes = append(nodes, nodesOf(attnDecodeOp(d, s, b, l, i, st.decode))...)
 	}
 	if st.rows > st.decode {
-		kernel(ropeKVOp(d, s, b, l, i, st.decode, st.tokens))
-		kernel(attnPrefillOp(d, s, b, i, st.decode, st.rows, st.longest))
+		nodes = append(nodes, nodesOf(ropeKVOp(d, s, b, l, i, st.decode, st.tokens), attnPrefillOp(d, s, b, i, st.decode, st.rows, st.longest))...)
 	}
-	if small {
-		kernel(gemvOOp(d, s, b, l, st.tokens))
-		kernel(gemvGateUpOp(d, s, b, l, st.tokens))
-		kernel(gemvDownOp(d, s, b, l, st.tokens))
-		return nodes
-	}
-	if own {
-		kernel(gemmOOp(d, s, b, l, st.tokens))
-		kernel(rmsnormOp(d, s, b, l.Norm2, st.tokens))
-		kernel(gemmGateUpOp(d, s, b, l, st.tokens))
-		kernel(gemmDownOp(d, s, b, l, st.tokens))
-		return nodes
-	}
-	product(driver.GEMM{M: st.tokens, N: s.Hidden, K: s.qDim(), W: l.WO, X: b.Att, Y: b.X, Accumulate: true})
-	kernel(rmsnormOp(d, s, b, l.Norm2, st.tokens))
-	product(driver.GEMM{M: st.tokens, N: 2 * s.Inter, K: s.Hidden, W: l.WGU, X: b.XN, Y: b.GU})
-	kernel(siluMulOp(d, s, b, st.tokens))
-	product(driver.GEMM{M: st.tokens, N: s.Hidden, K: s.Inter, W: l.WDown, X: b.Act, Y: b.X, Accumulate: true})
 	return nodes
 }
 
-func (p *planner) head(st stepShape, h hooks) []node {
+// sample lists what chooses the tokens: the head, and what follows it.
+func (p *planner) sample(st stepShape, h hooks) []node {
 	d, s, b := p.device, p.shape, p.buffers
-	var nodes []node
-	kernel := func(o op) { nodes = append(nodes, node{op: &o}) }
-	switch {
-	case st.samples == 0:
-	case st.samples <= gemvRows && !s.Deterministic:
-		kernel(gemvHeadOp(d, s, b, st.samples, st.full))
-	case p.ownGEMM(st.samples):
-		kernel(gatherNormOp(d, s, b, st.samples))
-		kernel(gemmHeadOp(d, s, b, st.samples, st.full))
-	default:
-		kernel(gatherNormOp(d, s, b, st.samples))
-		nodes = append(nodes, p.products(driver.GEMM{M: st.samples, N: s.Vocab, K: s.Hidden, W: b.Head, X: b.XS, Y: b.Logits, F32: true})...)
-		st.full = true
-	}
+	nodes, full := p.head(st)
 	if h.beforeSampling != nil {
 		nodes = append(nodes, node{hook: h.beforeSampling})
 	}
-	if st.samples > 0 && !st.full {
-		kernel(sampleFastOp(d, s, b, st.samples))
-		return nodes
+	if st.samples > 0 && !full {
+		return append(nodes, nodesOf(sampleFastOp(d, s, b, st.samples))...)
 	}
 	if st.samples > 0 {
-		kernel(sampleOp(d, s, b, st.samples))
+		nodes = append(nodes, nodesOf(sampleOp(d, s, b, st.samples))...)
 	}
-	kernel(publishOp(d, s, b, st.samples))
-	return nodes
+	return append(nodes, nodesOf(publishOp(d, s, b, st.samples))...)
 }
 
 // targets lists what computes the log probabilities of Targets[first..first+n-1] from the residual stream, after the layers and
@@ -198,30 +152,8 @@ func (p *planner) targets(first, n int) []node {
 	d, s, b := p.device, p.shape, p.buffers
 	norm, logprob := normRowsOp(d, s, b, first, n), targetLogprobOp(d, s, b, first, n)
 	norm.PDL, logprob.PDL = false, false
-	nodes := append([]node{{op: &norm}}, p.products(driver.GEMM{M: pad(n, tokenPad), N: s.Vocab, K: s.Hidden, W: b.Head, X: b.XS, Y: b.Logits, F32: true})...)
+	nodes := append([]node{{op: &norm}}, p.headLogits(pad(n, tokenPad))...)
 	return append(nodes, node{op: &logprob})
-}
-
-// deterministicRows is the one number of rows that every product has in deterministic mode: then an output depends on nothing but
-// its own row, bit for bit. 256 is cheap for a single row (1.3 times the step's floor, H100) and within a third of the best for prompts.
-const deterministicRows = 256
-
-// products is g, or in deterministic mode g in pieces of deterministicRows. The rows past g.M have room and no meaning.
-func (p *planner) products(g driver.GEMM) []node {
-	if !p.shape.Deterministic {
-		return []node{{gemm: &g}}
-	}
-	out := ptr(bf16Bytes)
-	if g.F32 {
-		out = 4
-	}
-	var nodes []node
-	for at := 0; at < g.M; at += deterministicRows {
-		piece := g
-		piece.M, piece.X, piece.Y = deterministicRows, g.X+ptr(at*g.K*bf16Bytes), g.Y+ptr(at*g.N)*out
-		nodes = append(nodes, node{gemm: &piece})
-	}
-	return nodes
 }
 
 // units lists every compilation that any step may need.

@@ -8,10 +8,8 @@ import (
 	"runtime"
 	"sync"
 	"sync/atomic"
-	"unsafe"
 
 	"github.com/tokamak-engine/tokamak/engine/cuda/driver"
-	"github.com/tokamak-engine/tokamak/engine/weights"
 )
 
 const (
@@ -21,27 +19,22 @@ const (
 	maxReaders = 8
 )
 
-// upload brings every tensor to its place in device memory as bf16. Dummy tensors are made there; the others are read by
-// several goroutines into pinned buffers, decoded on the way, and copied on one stream. It returns when all are there.
-func (b *Backend) upload(w *weights.Store, parts []part, progress func(done, total float64)) error {
+// upload brings every tensor to its place in device memory, in its weight's format. Dummy tensors are made there; the others are read
+// by several goroutines into pinned buffers, encoded on the way, and copied on one stream. It returns when all are there.
+func (b *Backend) upload(parts []part, progress func(done, total float64)) error {
 	var total, done atomic.Int64
 	var tasks []readTask
 	for _, p := range parts {
-		t, ok := w.Tensor(p.name)
-		if !ok {
-			return fmt.Errorf("weight %s is missing", p.name)
-		}
-		size := int64(t.Rows()) * int64(t.RowLen()) * bf16Bytes
+		size := int64(p.tensor.Rows()) * int64(p.rowBytes)
 		total.Add(size)
-		dst := *p.to + ptr(p.shift)
-		if t.Dummy != nil {
-			if err := b.launch(fillOp(b.device, dst, t, p.order), b.stream); err != nil {
+		if p.tensor.Dummy != nil {
+			if err := b.launch(p.fill(b.device, *p.to+ptr(p.shift), p.tensor, p.order), b.stream); err != nil {
 				return err
 			}
 			done.Add(size)
 			continue
 		}
-		tasks = append(tasks, split(t, dst, p.order)...)
+		tasks = append(tasks, p.split()...)
 	}
 	report := func(bytes int64) {
 		if progress != nil {
@@ -58,24 +51,22 @@ func (b *Backend) upload(w *weights.Store, parts []part, progress func(done, tot
 	return nil
 }
 
-// readTask is rows first..first+rows-1 of a tensor.
+// readTask is rows first..first+rows-1 of a part's tensor.
 type readTask struct {
-	tensor      *weights.Tensor
-	dst         ptr // of the whole tensor's first row
-	order       int
+	part
 	first, rows int
 }
 
-// split cuts a tensor into tasks of at most a staging buffer. Interleaved tensors are cut between blocks of 8 rows.
-func split(t *weights.Tensor, dst ptr, order int) []readTask {
-	rowBytes, step := t.RowLen()*bf16Bytes, 1
-	if order != rowsInOrder {
+// split cuts a part into tasks of at most a staging buffer. Interleaved tensors are cut between blocks of 8 rows.
+func (p part) split() []readTask {
+	step := 1
+	if p.order != rowsInOrder {
 		step = 8
 	}
-	chunk := max(1, stagingBytes/rowBytes/step) * step
+	chunk := max(1, stagingBytes/p.rowBytes/step) * step
 	var tasks []readTask
-	for first := 0; first < t.Rows(); first += chunk {
-		tasks = append(tasks, readTask{t, dst, order, first, min(chunk, t.Rows()-first)})
+	for first := 0; first < p.tensor.Rows(); first += chunk {
+		tasks = append(tasks, readTask{p, first, min(chunk, p.tensor.Rows()-first)})
 	}
 	return tasks
 }
@@ -143,7 +134,7 @@ func (b *Backend) reader(queue <-chan readTask, copies driver.Stream, report fun
 			}
 		}()
 	}
-	var row []float32
+	var scratch []float32
 	for n := 0; ; n++ {
 		t, ok := <-queue
 		if !ok {
@@ -155,12 +146,12 @@ func (b *Backend) reader(queue <-chan readTask, copies driver.Stream, report fun
 				return err
 			}
 		}
-		bytes := t.rows * t.tensor.RowLen() * bf16Bytes
+		bytes := t.rows * t.rowBytes
 		if bytes > len(buf.pinned.Bytes) {
 			return fmt.Errorf("weight %s: a row of %d bytes is longer than a staging buffer", t.tensor.Name, bytes)
 		}
 		staged := buf.pinned.Bytes[:bytes]
-		row = fillStaging(staged, t, row)
+		t.encode(staged, t.tensor, t.first, t.rows, &scratch)
 		if err := t.copy(staged, copies); err != nil {
 			return fmt.Errorf("weight %s: %w", t.tensor.Name, err)
 		}
@@ -172,36 +163,14 @@ func (b *Backend) reader(queue <-chan readTask, copies driver.Stream, report fun
 	}
 }
 
-// fillStaging writes the task's rows as bf16. row is scratch for one decoded row.
-func fillStaging(staged []byte, t readTask, row []float32) []float32 {
-	if t.tensor.DType == weights.BF16 {
-		size := t.tensor.RowBytes()
-		copy(staged, t.tensor.Data[t.first*size:(t.first+t.rows)*size])
-		return row
-	}
-	n := t.tensor.RowLen()
-	if cap(row) < n {
-		row = make([]float32, n)
-	}
-	row = row[:n]
-	out := unsafe.Slice((*uint16)(unsafe.Pointer(unsafe.SliceData(staged))), len(staged)/bf16Bytes)
-	for r := range t.rows {
-		t.tensor.Row(t.first+r, row)
-		for i, v := range row {
-			out[r*n+i] = weights.BF16FromFloat32(v)
-		}
-	}
-	return row
-}
-
 // copy enqueues the copy of the task's rows to their places.
 func (t readTask) copy(staged []byte, s driver.Stream) error {
-	rowBytes := int64(t.tensor.RowLen() * bf16Bytes)
+	to, rowBytes := *t.to+ptr(t.shift), int64(t.rowBytes)
 	if t.order == rowsInOrder {
-		return driver.CopyToDevice(t.dst+ptr(int64(t.first)*rowBytes), staged, s)
+		return driver.CopyToDevice(to+ptr(int64(t.first)*rowBytes), staged, s)
 	}
 	// Row 8j+i goes to row 16j+i, that of up 8 rows further: blocks of 8 rows, 16 rows apart. A last block may be shorter.
-	dst := t.dst + ptr(int64(t.first)*2*rowBytes)
+	dst := to + ptr(int64(t.first)*2*rowBytes)
 	if t.order == rowsOfUp {
 		dst += ptr(8 * rowBytes)
 	}

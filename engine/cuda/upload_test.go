@@ -24,11 +24,11 @@ func TestUpload(t *testing.T) {
 		o.MaxContext = min(o.MaxContext, cfg.MaxPositions)
 		b := openTest(t, cfg, w, o, settings{})
 		require.NoError(t, b.context.Bind())
-		places, parts := weightArena(cfg, b.shape, &b.buffers, b.planner.layers)
+		places, parts, err := weightArena(cfg, b.shape, w, &b.buffers, b.planner.layers)
+		require.NoError(t, err)
 		places.bind(b.memory[0]) // the weights were allocated first
 		for _, p := range parts {
-			tensor, ok := w.Tensor(p.name)
-			require.True(t, ok)
+			tensor := p.tensor
 			n := tensor.RowLen()
 			want, row := make([]uint16, n), make([]float32, n)
 			got := make([]uint16, n)
@@ -44,8 +44,8 @@ func TestUpload(t *testing.T) {
 				case rowsOfUp:
 					at = r/8*16 + 8 + r%8
 				}
-				require.NoError(t, driver.Read(bytesOf(got), *p.to+ptr(p.shift)+ptr(at*n*bf16Bytes)))
-				if !assert.Equal(t, want, got, "%s, row %d", p.name, r) {
+				require.NoError(t, driver.Read(bytesOf(got), *p.to+ptr(p.shift)+ptr(at*p.rowBytes)))
+				if !assert.Equal(t, want, got, "%s, row %d", tensor.Name, r) {
 					return
 				}
 			}

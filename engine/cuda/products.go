@@ -1,0 +1,114 @@
+//go:build cuda
+
+package cuda
+
+import "github.com/tokamak-engine/tokamak/engine/cuda/driver"
+
+// The matrix products of a step. What runs one depends on its weight's format and on the number of tokens; a format has one function
+// for all products.
+
+// product is y = end(norm?(x) wᵀ). Where norm is set, x is the residual stream; where end adds to y, y is.
+type product struct {
+	linear
+	w                 weight
+	x, gamma, bias, y ptr // gamma [k] is norm's, bias [n] epilogueBias's
+}
+
+// qkv lists what makes qkv of the residual stream.
+func (p *planner) qkv(st stepShape, l layerWeights) []node {
+	return p.product(product{linear: p.shape.qkv(st.tokens), w: l.WQKV, x: p.buffers.X, gamma: l.Norm1, bias: l.BQKV, y: p.buffers.QKV})
+}
+
+// o lists what adds attention's output to the residual stream.
+func (p *planner) o(st stepShape, l layerWeights) []node {
+	return p.product(product{linear: p.shape.o(st.tokens), w: l.WO, x: p.buffers.Att, y: p.buffers.X})
+}
+
+// mlp lists what adds the feed-forward block's output to the residual stream.
+func (p *planner) mlp(st stepShape, l layerWeights) []node {
+	gateUp := p.product(product{linear: p.shape.gateUp(st.tokens), w: l.WGU, x: p.buffers.X, gamma: l.Norm2, y: p.buffers.Act})
+	return append(gateUp, p.product(product{linear: p.shape.down(st.tokens), w: l.WDown, x: p.buffers.Act, y: p.buffers.X})...)
+}
+
+// head lists what makes logits of the sampling rows, or, unless full, only the best token that each CTA saw. It tells whether there are logits.
+func (p *planner) head(st stepShape) (nodes []node, full bool) {
+	d, s, b := p.device, p.shape, p.buffers
+	switch {
+	case st.samples == 0:
+		return nil, st.full
+	case st.samples <= gemvRows && !s.Deterministic:
+		return nodesOf(gemvHeadOp(d, s, b, st.samples, st.full)), st.full
+	case p.ownGEMM(st.samples):
+		return nodesOf(gatherNormOp(d, s, b, st.samples), gemmHeadOp(d, s, b, st.samples, st.full)), st.full
+	}
+	return append(nodesOf(gatherNormOp(d, s, b, st.samples)), p.headLogits(st.samples)...), true
+}
+
+// headLogits multiplies m normed rows xs by the head.
+func (p *planner) headLogits(m int) []node {
+	return p.blas(driver.GEMM{M: m, N: p.shape.Vocab, K: p.shape.Hidden, W: p.buffers.Head.Data, X: p.buffers.XS, Y: p.buffers.Logits, F32: true})
+}
+
+// product lists what runs g.
+func (p *planner) product(g product) []node {
+	return p.productBF16(g)
+}
+
+// productBF16: up to gemvRows tokens go to the streaming kernels, which norm x on the way; some more to gemm_sm90; the rest to cuBLASLt.
+func (p *planner) productBF16(g product) []node {
+	d, s, b := p.device, p.shape, p.buffers
+	if g.m <= gemvRows && !s.Deterministic {
+		g.name = "gemv_" + g.name
+		return nodesOf(g.op(d, linearParams{W: g.w.Data, X: g.x, Gamma: g.gamma, Bias: g.bias, Y: g.y}))
+	}
+	var nodes []node
+	if g.norm {
+		nodes, g.x = nodesOf(rmsnormOp(d, s, b, g.gamma, g.m)), b.XN
+	}
+	if p.ownGEMM(g.m) {
+		g.name = "gemm_" + g.name
+		return append(nodes, nodesOf(g.op90(d, s, b, g.w.Data, g.x, gemmParams{Bias: g.bias, Y: g.y}))...)
+	}
+	call := driver.GEMM{M: g.m, N: g.n, K: g.k, W: g.w.Data, X: g.x, Y: g.y, Bias: g.bias, Accumulate: g.end == epilogueResidual}
+	if g.end == epilogueSwiGLU {
+		call.Y = b.GU
+		return append(append(nodes, p.blas(call)...), nodesOf(siluMulOp(d, s, b, g.m))...)
+	}
+	return append(nodes, p.blas(call)...)
+}
+
+// ownGEMM tells whether gemm_sm90 takes products of m tokens. It does not where the sums' order may not depend on m.
+func (p *planner) ownGEMM(m int) bool {
+	return m > gemvRows && m <= gemmPays && !p.blasOnly && !p.shape.Deterministic && p.shape.fitsGEMM(p.device, m)
+}
+
+// deterministicRows is the one number of rows that every product has in deterministic mode: then an output depends on nothing but
+// its own row, bit for bit. 256 is cheap for a single row (1.3 times the step's floor, H100) and within a third of the best for prompts.
+const deterministicRows = 256
+
+// blas is g, or in deterministic mode g in pieces of deterministicRows. The rows past g.M have room and no meaning.
+func (p *planner) blas(g driver.GEMM) []node {
+	if !p.shape.Deterministic {
+		return []node{{gemm: &g}}
+	}
+	out := ptr(bf16Bytes)
+	if g.F32 {
+		out = 4
+	}
+	var nodes []node
+	for at := 0; at < g.M; at += deterministicRows {
+		piece := g
+		piece.M, piece.X, piece.Y = deterministicRows, g.X+ptr(at*g.K*bf16Bytes), g.Y+ptr(at*g.N)*out
+		nodes = append(nodes, node{gemm: &piece})
+	}
+	return nodes
+}
+
+// nodesOf makes nodes of kernels.
+func nodesOf(ops ...op) []node {
+	nodes := make([]node, len(ops))
+	for i := range ops {
+		nodes[i].op = &ops[i]
+	}
+	return nodes
+}

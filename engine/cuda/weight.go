@@ -1,0 +1,67 @@
+//go:build cuda
+
+package cuda
+
+import (
+	"unsafe"
+
+	"github.com/tokamak-engine/tokamak/engine/weights"
+)
+
+// format is how the elements of a weight lie on the device.
+type format int
+
+const (
+	formatBF16 format = iota
+	formatFP8         // e4m3; scales f32 [out]
+	formatInt4        // unsigned, two in a byte; scales and zeros of groups
+)
+
+// weight is a matrix [out, in] on the device, rows one behind the other.
+type weight struct {
+	Format              format
+	Data, Scales, Zeros ptr // Scales and Zeros are 0 where the format has none
+	Group               int // elements of a row that share a scale; 0: the row
+}
+
+// formatOf decides how tensors that form one matrix lie on the device: all the same way, and as bf16 where they differ.
+func formatOf(tensors []*weights.Tensor) format {
+	return formatBF16
+}
+
+// array is one of those that a weight is made of. Each row of a tensor gives it rowBytes bytes.
+type array struct {
+	to       *ptr
+	rowBytes int
+	// encode writes rows first..first+rows-1 of t, rowBytes each. scratch is for decoded rows, kept from call to call.
+	encode func(dst []byte, t *weights.Tensor, first, rows int, scratch *[]float32)
+	// fill makes a dummy tensor's rows in place. order says where they lie: see [part].
+	fill func(d device, dst ptr, t *weights.Tensor, order int) op
+}
+
+// arrays lists what a weight of so many columns is made of. A new format adds a case here, in [formatOf] and in [planner.product].
+func (w *weight) arrays(cols int) []array {
+	return []array{bf16Array(&w.Data, cols)}
+}
+
+func bf16Array(to *ptr, cols int) array { return array{to, cols * bf16Bytes, encodeBF16, fillOp} }
+
+func encodeBF16(dst []byte, t *weights.Tensor, first, rows int, scratch *[]float32) {
+	if t.DType == weights.BF16 {
+		size := t.RowBytes()
+		copy(dst, t.Data[first*size:(first+rows)*size])
+		return
+	}
+	n := t.RowLen()
+	if cap(*scratch) < n {
+		*scratch = make([]float32, n)
+	}
+	row := (*scratch)[:n]
+	out := unsafe.Slice((*uint16)(unsafe.Pointer(unsafe.SliceData(dst))), len(dst)/bf16Bytes)
+	for r := range rows {
+		t.Row(first+r, row)
+		for i, v := range row {
+			out[r*n+i] = weights.BF16FromFloat32(v)
+		}
+	}
+}

@@ -136,7 +136,10 @@ type settings struct {
 	noPDL    bool
 	blasOnly bool // products of more than 16 tokens are all cuBLASLt's, none gemm_sm90's
 	stamps   bool // kernels note when they began: see timeline_test.go
+	delays   int  // nanoseconds at most that warps sleep where kernels meet: see races_test.go
 	cacheDir string
+	// edit changes a kernel's source before it is compiled; nil leaves all as they are.
+	edit func(file, source string) string
 }
 
 func openWith(cfg *model.Config, w *weights.Store, o backend.Options, set settings) (*Backend, error) {
@@ -210,6 +213,10 @@ func (b *Backend) open(cfg *model.Config, w *weights.Store, o backend.Options, s
 	if set.stamps {
 		b.compiler.defines = append(b.compiler.defines, "STAMPS=1")
 	}
+	if set.delays > 0 {
+		b.compiler.defines = append(b.compiler.defines, fmt.Sprintf("DELAYS=%d", set.delays))
+	}
+	b.compiler.edit = set.edit
 	b.functions, b.modules = map[unit]*driver.Function{}, map[unit]driver.Module{}
 	var warm errgroup.Group
 	warm.Go(b.openBlas)

@@ -44,10 +44,23 @@ DEVICE u32 mul_bf16x2(u32 a, u32 b) {  // a*b - 0: one rounding, and it exists o
 // ---- programmatic dependent launch ----
 // PDL_LAUNCH lets the next kernel's CTAs start as soon as there is room; PDL_WAIT returns when every earlier kernel has finished and
 // its writes are visible. Between the two a kernel may read only what no kernel of the step writes.
+#ifdef DELAYS  // a build that looks for races: each warp sleeps for a while, another each time, where it lets the next kernel start and after its wait
+DEVICE void delay() {
+	u32 now, warp;
+	asm volatile("mov.u32 %0, %globaltimer_lo;" : "=r"(now));
+	warp = threadIdx.x >> 5;
+	now = __umulhi((now ^ (blockIdx.x * 0x9E3779B9u + blockIdx.y * 0x85EBCA6Bu + blockIdx.z * 0xC2B2AE35u + warp * 0x27D4EB2Fu)) * 0x2C1B3C6Du, DELAYS);
+	asm volatile("nanosleep.u32 %0;" ::"r"(now));
+}
+#else
+DEVICE void delay() {}
+#endif
 DEVICE void pdl_launch() {
+	delay();
 #if ARCH >= 900
 	asm volatile("griddepcontrol.launch_dependents;");
 #endif
+	delay();
 }
 #ifdef STAMPS  // a build for timelines: when each kernel's wait returned, as CTA 0 saw it, that is when the kernel before had ended
 __device__ u64 stamps[4096];
@@ -66,6 +79,7 @@ DEVICE void pdl_wait() {
 	asm volatile("griddepcontrol.wait;" ::: "memory");
 #endif
 	stamp();
+	delay();
 }
 #define PDL_LAUNCH() pdl_launch()
 #define PDL_WAIT() pdl_wait()

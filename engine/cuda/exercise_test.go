@@ -1,0 +1,198 @@
+//go:build cuda
+
+package cuda
+
+import (
+	"fmt"
+	"math"
+	"os"
+	"slices"
+	"strings"
+	"testing"
+
+	"github.com/stretchr/testify/assert"
+	"github.com/stretchr/testify/require"
+
+	"github.com/tokamak-engine/tokamak/engine/backend"
+	"github.com/tokamak-engine/tokamak/engine/backend/backendtest"
+	"github.com/tokamak-engine/tokamak/engine/cuda/driver"
+	"github.com/tokamak-engine/tokamak/engine/model"
+	"github.com/tokamak-engine/tokamak/engine/weights"
+)
+
+// exerciseOptions leave room for every way that a step can take: streaming kernels, tensor cores, the library.
+var exerciseOptions = backend.Options{MaxRows: 64, MaxTokens: 512, MaxContext: 512, NumPages: 64 * 8}
+
+// exerciseModels are two layers each: the families, and heads that the wgmma kernels do not take.
+func exerciseModels() map[string]*model.Config {
+	models := backendtest.Models()
+	small := *models["qwen2"]
+	small.NumHeads, small.NumKVHeads, small.HeadDim = 8, 2, 32
+	models["heads of 32"] = &small
+	return models
+}
+
+// exercise takes b through all kinds of steps, and returns what came out, bit for bit. With poison, all that a step must not take from
+// the one before it is NaN, or -1, when it begins; so are the KV pages at first.
+type exercise struct {
+	testing.TB
+	b      *Backend
+	poison bool
+	bits   []uint32
+}
+
+func newExercise(t testing.TB, b *Backend, poison bool) *exercise {
+	x := &exercise{TB: t, b: b, poison: poison}
+	if poison {
+		require.NoError(t, b.context.Bind())
+		require.NoError(t, driver.Memset(b.buffers.KV, 0xFF, b.shape.layerKVBytes()*int64(b.shape.Layers), b.stream))
+	}
+	return x
+}
+
+// launch enqueues a step, behind the poison.
+func (x *exercise) launch(rows []backend.Row) backend.StepID {
+	x.Helper()
+	if x.poison {
+		b, s := &x.b.buffers, x.b.shape
+		t, l := int64(s.tokenRows()), int64(s.logitRows())
+		require.NoError(x, x.b.context.Bind())
+		for _, room := range []struct {
+			p     ptr
+			bytes int64
+		}{
+			{b.X, t * int64(s.Hidden) * bf16Bytes}, {b.XN, t * int64(s.Hidden) * bf16Bytes}, {b.QKV, t * int64(s.qkvDim()) * bf16Bytes},
+			{b.Att, t * int64(s.qDim()) * bf16Bytes}, {b.GU, t * int64(2*s.Inter) * bf16Bytes}, {b.Act, t * int64(s.Inter) * bf16Bytes},
+			{b.XS, l * int64(s.Hidden) * bf16Bytes}, {b.Logits, l * int64(s.Vocab) * 4}, {b.Sampled, 16 * l}, {b.Top, 8 * maxTop * l},
+			{b.TokID, 4 * t}, {b.TokPos, 4 * t}, {b.TokSlot, 4 * t}, {b.RowSlot, 4 * l}, {b.RowPos, 4 * l}, {b.RowLen, 4 * l}, {b.RowStart, 4 * l},
+			{b.RowCtx, 4 * l}, {b.SampleTok, 4 * l}, {b.SampleSlot, 4 * l}, {b.SamplePos, 4 * l}, {b.MaskRow, 4 * l},
+		} {
+			require.NoError(x, driver.Memset(room.p, 0xFF, room.bytes, x.b.stream))
+		}
+	}
+	id, err := x.b.Launch(&backend.Batch{Rows: rows})
+	require.NoError(x, err)
+	return id
+}
+
+// wait awaits a step and notes what its rows gave.
+func (x *exercise) wait(id backend.StepID) {
+	x.Helper()
+	var out backend.Result
+	require.NoError(x, x.b.Wait(id, &out))
+	note := func(v float32) { x.bits = append(x.bits, math.Float32bits(v)) }
+	for _, r := range out.Rows {
+		x.bits = append(x.bits, uint32(r.Token))
+		note(r.LogProb)
+		for _, top := range r.Top {
+			x.bits = append(x.bits, uint32(top.Token))
+			note(top.LogProb)
+		}
+		for _, v := range slices.Concat(r.TargetLogProbs, r.Logits) {
+			note(v)
+		}
+		if r.NonFinite {
+			x.bits = append(x.bits, 0xDEAD)
+		}
+	}
+}
+
+// sequences starts n sequences of a length, decodes steps tokens with two steps in flight, and ends with a step that shows its logits: in
+// them is all that went into the KV pages. Prompts go in chunks.
+func (x *exercise) sequences(n, length, chunk, steps int, sampling func(slot int) backend.Sampling) {
+	x.Helper()
+	vocabulary := x.b.info.VocabSize
+	pages := x.b.shape.MaxPages
+	rows := func(at int, change func(slot int, r *backend.Row)) []backend.Row {
+		out := make([]backend.Row, n)
+		for slot := range out {
+			out[slot] = backend.Row{Slot: slot, Position: at, Sample: true}
+			for page := range pages {
+				out[slot].Pages = append(out[slot].Pages, int32(slot*pages+page))
+			}
+			if change != nil {
+				change(slot, &out[slot])
+			}
+		}
+		return out
+	}
+	for at := 0; at < length; at += chunk {
+		x.wait(x.launch(rows(at, func(slot int, r *backend.Row) {
+			prompt := randomPrompt(uint64(31*n+slot), length, vocabulary)
+			r.Tokens = prompt[at:min(at+chunk, length)]
+			r.Sample = at+len(r.Tokens) == length
+			if at == 0 {
+				r.Start = &backend.Start{Sampling: sampling(slot), Prompt: prompt}
+			}
+			if sampling(slot).LogProbs {
+				r.Targets = randomPrompt(uint64(slot), len(r.Tokens), vocabulary)
+			}
+		})))
+	}
+	var last backend.StepID
+	for i := range steps {
+		id := x.launch(rows(length+i, func(slot int, r *backend.Row) {
+			if sampling(slot).LogProbs && slot%2 == 1 {
+				r.Mask = slices.Repeat([]uint32{0x5555AAAA}, (vocabulary+31)/32)
+			}
+		}))
+		if i > 0 {
+			x.wait(last)
+		}
+		last = id
+	}
+	x.wait(last)
+	x.wait(x.launch(rows(length+steps, func(_ int, r *backend.Row) { r.Logits = true })))
+}
+
+func greedySampling(int) backend.Sampling { return backend.Sampling{} }
+
+// richSampling has every option of the sampler in use.
+func richSampling(slot int) backend.Sampling {
+	return backend.Sampling{Temperature: 0.9, TopK: 40, TopP: 0.95, MinP: 0.01, RepetitionPenalty: 1.2, PresencePenalty: 0.3, FrequencyPenalty: 0.2,
+		Bias: []backend.TokenBias{{Token: 3, Bias: 2}, {Token: 5, Bias: -100}}, Seed: uint64(slot + 1), LogProbs: true, TopLogProbs: 5}
+}
+
+// all is every kind of step once.
+func (x *exercise) all() []uint32 {
+	x.Helper()
+	x.sequences(1, 5, 5, 6, greedySampling) // streaming kernels: 1 row, 5 rows
+	x.sequences(2, 8, 4, 6, greedySampling)
+	x.sequences(5, 3, 3, 6, greedySampling)
+	x.sequences(24, 2, 2, 6, greedySampling)   // tensor cores: 48 rows, 24 rows
+	x.sequences(40, 12, 12, 6, greedySampling) // the library
+	x.sequences(64, 7, 7, 4, greedySampling)
+	x.sequences(1, 400, 130, 6, greedySampling) // several splits
+	x.sequences(3, 100, 100, 6, richSampling)
+	x.sequences(20, 9, 9, 6, richSampling)
+	return x.bits
+}
+
+// notInSteps are kernels that no step launches, each with the reason.
+var notInSteps = map[string]string{"read_probe": "reads ten times the L2 at start, which these models do not have"}
+
+// TestEveryKernelRuns takes small models through all kinds of steps: each kernel of engine/kernels is among what was launched, and the
+// results are finite. What it is for is to be run under compute-sanitizer: make sanitize.
+func TestEveryKernelRuns(t *testing.T) {
+	needGPU(t)
+	ran := map[string]bool{}
+	for name, cfg := range exerciseModels() {
+		t.Run(name, func(t *testing.T) {
+			b := openTest(t, cfg, weights.NewDummy(cfg), exerciseOptions, settings{})
+			for _, bits := range newExercise(t, b, false).all() {
+				require.NotEqual(t, uint32(0xDEAD), bits, "logits that are not finite")
+			}
+			for u := range b.functions {
+				ran[u.Symbol] = true
+			}
+		})
+	}
+	files, err := os.ReadDir("../kernels")
+	require.NoError(t, err)
+	for _, f := range files {
+		if kernel, ok := strings.CutSuffix(f.Name(), ".cu"); ok && notInSteps[kernel] == "" {
+			assert.True(t, ran[kernel], "%s was not launched", kernel)
+		}
+	}
+	t.Log(fmt.Sprint(len(ran), " kernels"))
+}

@@ -1,0 +1,109 @@
+//go:build cuda
+
+package cuda
+
+import (
+	"fmt"
+	"slices"
+	"strings"
+	"testing"
+
+	"github.com/stretchr/testify/assert"
+	"github.com/stretchr/testify/require"
+
+	"github.com/tokamak-engine/tokamak/engine/backend/backendtest"
+	"github.com/tokamak-engine/tokamak/engine/cuda/driver"
+	"github.com/tokamak-engine/tokamak/engine/kernels"
+	"github.com/tokamak-engine/tokamak/engine/weights"
+)
+
+// delays is how long a warp sleeps at most, in nanoseconds: several times what the kernels of these models take.
+const delays = 12_000
+
+// TestDelayedKernels looks for races between kernels that overlap. Every warp sleeps, for another time at each place, where its kernel
+// lets the next one start, and after its wait; what a step may not take from the last one is poisoned. Nothing of that may change a bit.
+func TestDelayedKernels(t *testing.T) {
+	needGPU(t)
+	for name, cfg := range exerciseModels() {
+		t.Run(name, func(t *testing.T) {
+			w := weights.NewDummy(cfg)
+			want := newExercise(t, openTest(t, cfg, w, exerciseOptions, settings{}), false).all()
+			require.NotContains(t, want, uint32(0xDEAD), "logits that are not finite")
+			requireSameBits(t, want, newExercise(t, openTest(t, cfg, w, exerciseOptions, settings{}), true).all(), "poisoned buffers")
+			requireSameBits(t, want, newExercise(t, openTest(t, cfg, w, exerciseOptions, settings{delays: delays}), true).all(), "delayed kernels")
+			eager := exerciseOptions
+			eager.DisableGraph = true
+			requireSameBits(t, want, newExercise(t, openTest(t, cfg, w, eager, settings{delays: delays}), true).all(), "delayed kernels, no graphs")
+		})
+	}
+}
+
+func requireSameBits(t *testing.T, want, got []uint32, what string) {
+	t.Helper()
+	require.Len(t, got, len(want), what)
+	for i := range want {
+		require.Equal(t, want[i], got[i], "%s: value %d of %d", what, i, len(want))
+	}
+}
+
+// droppedFences are faults in how kernels wait for each other. Each is one that the search above must see.
+var droppedFences = []struct{ fault, file, old, new string }{
+	{"gemv does not wait", "gemv.cu", "	PDL_WAIT();\n", ""},
+	{"gemv_mma does not wait", "gemv_mma.cu", "	PDL_WAIT();\n", ""},
+	{"gemm_sm90 loads its input before the wait", "gemm_sm90.cu", "load_w(i);\n	PDL_WAIT();\n", "load_w(i);\n"},
+	{"attn_decode reads the query before its wait", "attn_decode.cu", "	PDL_WAIT();\n\n	// Heads", "	// Heads"},
+	{"rope_kv does not wait", "rope_kv.cu", "	PDL_WAIT();\n", ""},
+	{"attn_prefill_sm90 does not wait", "attn_prefill_sm90.cu", "	PDL_WAIT();\n", ""},
+	{"rmsnorm does not wait", "rmsnorm.cu", "	PDL_WAIT();\n", ""},
+	{"sample does not wait", "sample.cu", "	PDL_WAIT();\n", ""},
+	{"sample_fast does not wait", "sample_fast.cu", "	PDL_WAIT();\n", ""},
+	{"publish does not wait", "publish.cu", "	PDL_WAIT();\n", ""},
+}
+
+// TestDroppedFencesAreSeen takes fences out of the kernels, one at a time: the search of TestDelayedKernels notices each.
+func TestDroppedFencesAreSeen(t *testing.T) {
+	needGPU(t)
+	cfg := backendtest.Models()["qwen3"]
+	w := weights.NewDummy(cfg)
+	run := func(t *testing.T, set settings) []uint32 {
+		return newExercise(t, openTest(t, cfg, w, exerciseOptions, set), true).all()
+	}
+	want := run(t, settings{delays: delays})
+	for _, f := range droppedFences {
+		t.Run(strings.ReplaceAll(f.fault, " ", "_"), func(t *testing.T) {
+			source, err := kernels.Source(f.file)
+			require.NoError(t, err)
+			require.Equal(t, 1, strings.Count(source, f.old), "the piece to replace must be in %s once", f.file)
+			edit := func(file, source string) string {
+				if file == f.file {
+					return strings.Replace(source, f.old, f.new, 1)
+				}
+				return source
+			}
+			assert.False(t, slices.Equal(want, run(t, settings{delays: delays, edit: edit})), "nothing noticed")
+			t.Logf("without delays it is seen: %v", !slices.Equal(want, run(t, settings{edit: edit})))
+		})
+	}
+}
+
+// TestDelaysCompile compiles each kernel as the search for races has it.
+func TestDelaysCompile(t *testing.T) {
+	nvrtc, err := driver.OpenCompiler()
+	if err != nil {
+		t.Skipf("no compiler: %v", err)
+	}
+	d, s := testDevices["sm_90"], testShapes()["smollm2-135m"]
+	c := newCompiler(d, s, nil)
+	c.defines = append(c.defines, fmt.Sprintf("DELAYS=%d", delays))
+	seen := map[string]bool{}
+	for _, u := range allUnits(d, s) {
+		if seen[u.File] {
+			continue
+		}
+		seen[u.File] = true
+		source, err := kernels.Source(u.File)
+		require.NoError(t, err)
+		_, _, err = nvrtc.Compile(u.File, source, c.headers, c.options(u))
+		require.NoError(t, err, u)
+	}
+}

@@ -48,7 +48,9 @@ func TestABackendErrorIsFinal(t *testing.T) {
 			}
 			require.ErrorIs(t, e.Err(), fault)
 			require.False(t, e.Stats().Healthy)
-			require.Zero(t, e.Stats().Running)
+			st := e.Stats()
+			require.Zero(t, st.Running+st.Waiting+st.StepsInFlight)
+			require.Zero(t, st.UsedPages+st.CachedPages, "no request holds a page any more")
 			_, err := e.Generate(context.Background(), request([]int32{1}, 1))
 			require.ErrorIs(t, err, fault)
 			require.ErrorIs(t, e.FlushCache(), fault)

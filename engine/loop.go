@@ -275,14 +275,14 @@ func (l *loop) endWith(s *stream, o *scheduler.Outcome, finish FinishReason, err
 	s.end(o, finish, err, at)
 }
 
-// fail makes the engine unhealthy for good: the backend's state is not known any more. The scheduler is left as it is; nothing is
-// planned again.
+// fail makes the engine unhealthy for good: the backend's state is not known any more, and nothing is planned again.
 func (l *loop) fail(err error) {
 	l.failure = fmt.Errorf("backend failed, restart the engine: %w", err)
 	l.flying = 0
 	for s := range l.streams {
 		l.end(s, FinishAbort, l.failure)
 	}
+	l.sched.Abandon()
 }
 
 // call runs f on the loop's goroutine when the engine has nothing else to do, or returns ErrBusy.

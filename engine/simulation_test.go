@@ -303,11 +303,11 @@ func (s *simulation) loopTurn() error {
 		l.shutdown()
 		return nil
 	}
-	if l.failure != nil {
-		return nil // the books are of no use any more
-	}
 	if err := l.sched.Check(); err != nil {
 		return fmt.Errorf("turn %d: %w", s.turn, err)
+	}
+	if l.failure != nil {
+		return nil
 	}
 	if l.stalled && l.helpers.open == 0 && l.sched.NumWaiting()+l.sched.NumRunning() > 0 {
 		return fmt.Errorf("turn %d: %d requests wait and %d run, and nothing can be launched", s.turn, l.sched.NumWaiting(), l.sched.NumRunning())
@@ -384,7 +384,7 @@ func (s *simulation) finish() error {
 	if len(s.engine.live) > 0 || len(l.streams) > 0 {
 		return fmt.Errorf("%d requests are live, %d streams", len(s.engine.live), len(l.streams))
 	}
-	if !s.closed && l.failure == nil {
+	if !s.closed {
 		l.sched.Flush()
 		if cache := l.sched.Cache(); cache.Available() != cache.NumPages() || cache.Cached() != 0 {
 			return fmt.Errorf("%d of %d pages are left, %d cached", cache.Available(), cache.NumPages(), cache.Cached())

@@ -165,6 +165,26 @@ func (s *Scheduler) SetMask(r *Request, mask []uint32) { r.mask, r.maskReady = m
 // Flush empties the prefix cache of all that no request holds.
 func (s *Scheduler) Flush() { s.cache.Flush() }
 
+// Abandon ends every request and takes back all slots and pages, those of planned steps too: the backend has failed, and no step will
+// be committed any more. Nothing is kept in the prefix cache, for nobody knows what the pages hold.
+func (s *Scheduler) Abandon() {
+	for ; s.inFlight > 0; s.inFlight-- {
+		clear(s.steps[s.head].rows)
+		s.head = (s.head + 1) % backend.MaxInFlight
+	}
+	for _, r := range s.waiting {
+		r.state = ended
+	}
+	s.waiting = nil
+	for len(s.running) > 0 {
+		r := s.running[len(s.running)-1]
+		r.state, r.inFlight = ended, 0
+		s.release(r)
+	}
+	s.leaving = 0
+	s.cache.Flush()
+}
+
 // end marks a running request as ended and releases it as soon as no planned step has a row of it.
 func (s *Scheduler) end(r *Request) {
 	r.state = ended

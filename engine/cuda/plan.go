@@ -121,11 +121,16 @@ func (p *planner) layer(st stepShape, i int, l layerWeights) []node {
 func (p *planner) attention(st stepShape, i int, l layerWeights) []node {
 	d, s, b := p.device, p.shape, p.buffers
 	var nodes []node
-	if st.decode > 0 {
-		nodes = append(nodes, nodesOf(attnDecodeOp(d, s, b, l, i, st.decode))...)
+	decode, longest := st.decode, st.longest
+	if s.Deterministic {
+		// After a preemption a decoded token is computed again as part of a prompt: one kernel does both, so that its sums have one order.
+		decode, longest = 0, max(1, longest)
 	}
-	if st.rows > st.decode {
-		nodes = append(nodes, nodesOf(ropeKVOp(d, s, b, l, i, st.decode, st.tokens), attnPrefillOp(d, s, b, i, st.decode, st.rows, st.longest))...)
+	if decode > 0 {
+		nodes = append(nodes, nodesOf(attnDecodeOp(d, s, b, l, i, decode))...)
+	}
+	if st.rows > decode {
+		nodes = append(nodes, nodesOf(ropeKVOp(d, s, b, l, i, decode, st.tokens), attnPrefillOp(d, s, b, i, decode, st.rows, longest))...)
 	}
 	return nodes
 }

@@ -182,7 +182,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) attn_prefill_sm90(const
 	w.q0 = (gridDim.y - 1 - blockIdx.y) * QT;
 	if (w.slot < 0 || w.q0 >= w.len) return;
 	w.end = w.pos + min(w.q0 + QT, w.len);
-	w.begin = window_start(w.pos + w.q0 + 1) / PAGE * PAGE;
+	w.begin = window_start(w.pos + w.q0 + 1) / KT * KT;  // the same tiles whatever the chunk: a token's sums have one order
 	w.tiles = ceil_div(w.end - w.begin, KT);
 	if (threadIdx.x == 0) {
 		mbarrier_init(&sh.q_full, 1);

@@ -27,6 +27,10 @@ type Backend interface {
 // MaxInFlight is the number of launched steps that may not have been awaited yet: the one running and the one behind it.
 const MaxInFlight = 2
 
+// MaxRowDrafts is the most draft tokens of one row: with the row's own token they fill the 16 columns of a matrix unit's tile, and
+// cost about as much as one.
+const MaxRowDrafts = 15
+
 // StepID names a launched step; ids ascend by one.
 type StepID uint64
 
@@ -48,6 +52,7 @@ type Info struct {
 	MaxTokens  int    // the most tokens of one step, all rows together
 	PageSize   int    // tokens of a KV page
 	NumPages   int    // KV pages; ids are 0..NumPages-1
+	MaxDrafts  int    // the most draft tokens of one step, all rows together; 0: rows carry none
 
 	WeightBytes     int64 // read once by every decode step
 	KVBytesPerToken int64 // of all layers, K and V
@@ -69,6 +74,15 @@ type Row struct {
 	// Tokens is the chunk of the sequence to prefill, [n]. Empty: a decode row of one token, the one sampled last in Slot, which
 	// must have one.
 	Tokens []int32
+	// Drafts are guesses at the tokens that follow the one in Slot, [k], k <= MaxRowDrafts: a decode row alone may have them. The step
+	// puts the slot's token and the drafts through the model, 1+k tokens at Position..Position+k, and samples after each, exactly as
+	// decode rows would one by one. Guesses that agree are accepted: draft i if it is the token sampled before it and all drafts before
+	// it were. So the step gives 1 to 1+k tokens, those it would have given without drafts, in more than one step: see
+	// [RowResult.More]. With a accepted, a+1 of the tokens put through the model are the sequence's, and the slot's next row has
+	// Position a+1 further; what the cache holds behind that is overwritten. Only the host can tell a, so that the slot may be in no
+	// further step before this one was awaited. What follows from the output so far would have to be worked out token by token: a
+	// row with drafts has no Mask and no penalties; nor has it Logits.
+	Drafts []int32
 	// Position is the number of the sequence's tokens that the KV cache holds already; the row's first token goes there.
 	Position int
 	// Pages is the sequence's page table, page i holding positions i*PageSize..; it covers Position+NumTokens() tokens. Between
@@ -87,7 +101,7 @@ type Row struct {
 }
 
 // NumTokens is the number of tokens the row puts through the model.
-func (r *Row) NumTokens() int { return max(1, len(r.Tokens)) }
+func (r *Row) NumTokens() int { return max(1+len(r.Drafts), len(r.Tokens)) }
 
 // Start is what a slot must know of a sequence before its first row.
 type Start struct {
@@ -132,10 +146,29 @@ type RowResult struct {
 	Token          int32 // the sampled token; meaningful if the row had Sample
 	LogProb        float32
 	Top            []TokenLogProb // [TopLogProbs], most likely first
+	More           []Sampled      // [accepted drafts] the tokens after Token, one for each draft that was accepted
 	TargetLogProbs []float32      // [len(Targets)]
 	Logits         []float32      // [VocabSize]
 	// NonFinite tells that the row's logits held a NaN or an infinity; Token is then meaningless.
 	NonFinite bool
+}
+
+// Sampled is a token of a row beyond its first.
+type Sampled struct {
+	Token   int32
+	LogProb float32
+	Top     []TokenLogProb
+}
+
+// Accepted is the number of drafts that agree with what was sampled; sampled(i) is the token after i drafts. It is asked for i in
+// ascending order, and for none behind the first that disagrees.
+func Accepted(drafts []int32, sampled func(i int) int32) int {
+	for i, d := range drafts {
+		if sampled(i) != d {
+			return i
+		}
+	}
+	return len(drafts)
 }
 
 // TokenLogProb is a token and its natural-log probability.
@@ -151,6 +184,7 @@ type Options struct {
 	MaxContext int // tokens of a sequence; at most what the model allows
 	PageSize   int // tokens of a page
 	NumPages   int // 0: as many as MemFraction leaves room for
+	MaxDrafts  int // draft tokens of a step, all rows together; 0: rows carry none
 	// MemFraction is the part of the device's memory for weights and KV pages together, 0..1.
 	MemFraction float64
 	// KVDType is the KV cache's element type: "auto", "float32", "bfloat16" or "fp8_e4m3".

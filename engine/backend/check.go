@@ -11,12 +11,16 @@ type Checker struct {
 	info    Info
 	slots   []checkedSlot
 	inBatch []bool
+	drafted [MaxInFlight][]int // slots whose row had drafts, of the steps that were not awaited, oldest first
+	flying  int
 }
 
 type checkedSlot struct {
-	started  bool
-	hasToken bool // some launched row of the sequence samples
-	pages    int  // of its page table so far; they were checked when they came
+	started   bool
+	hasToken  bool // some launched row of the sequence samples
+	penalties bool
+	uncertain bool // a row with drafts was not awaited: nobody knows where the sequence ends
+	pages     int  // of its page table so far; they were checked when they came
 }
 
 // NewChecker makes a checker for a backend that is described by info.
@@ -33,7 +37,7 @@ func (c *Checker) Check(b *Batch) error {
 		return fmt.Errorf("batch has %d rows, limit %d", len(b.Rows), c.info.MaxRows)
 	}
 	clear(c.inBatch)
-	tokens := 0
+	tokens, drafts := 0, 0
 	for i := range b.Rows {
 		r := &b.Rows[i]
 		if err := c.row(r); err != nil {
@@ -44,6 +48,10 @@ func (c *Checker) Check(b *Batch) error {
 		}
 		c.inBatch[r.Slot] = true
 		tokens += r.NumTokens()
+		drafts += len(r.Drafts)
+	}
+	if drafts > c.info.MaxDrafts {
+		return fmt.Errorf("batch has %d draft tokens, limit %d", drafts, c.info.MaxDrafts)
 	}
 	if tokens > c.info.MaxTokens {
 		return fmt.Errorf("batch has %d tokens, limit %d", tokens, c.info.MaxTokens)
@@ -53,15 +61,37 @@ func (c *Checker) Check(b *Batch) error {
 
 // Launched notes that b, which Check found good, is launched.
 func (c *Checker) Launched(b *Batch) {
+	drafted := &c.drafted[c.flying]
+	*drafted = (*drafted)[:0]
+	c.flying++
 	for i := range b.Rows {
 		r := &b.Rows[i]
 		s := &c.slots[r.Slot]
 		if r.Start != nil {
-			*s = checkedSlot{started: true}
+			*s = checkedSlot{started: true, penalties: r.Start.Sampling.penalises()}
 		}
 		s.hasToken = s.hasToken || r.Sample
 		s.pages = len(r.Pages)
+		if len(r.Drafts) > 0 {
+			s.uncertain = true
+			*drafted = append(*drafted, r.Slot)
+		}
 	}
+}
+
+// Awaited notes that the oldest launched step was awaited.
+func (c *Checker) Awaited() {
+	oldest := c.drafted[0]
+	for _, slot := range oldest {
+		c.slots[slot].uncertain = false
+	}
+	copy(c.drafted[:], c.drafted[1:])
+	c.drafted[len(c.drafted)-1] = oldest
+	c.flying--
+}
+
+func (p *Sampling) penalises() bool {
+	return p.RepetitionPenalty != 0 && p.RepetitionPenalty != 1 || p.PresencePenalty != 0 || p.FrequencyPenalty != 0
 }
 
 func (c *Checker) row(r *Row) error {
@@ -74,6 +104,8 @@ func (c *Checker) row(r *Row) error {
 	switch {
 	case r.Start == nil && !s.started:
 		return fmt.Errorf("slot %d has no sequence: set Start", r.Slot)
+	case s.uncertain:
+		return fmt.Errorf("slot %d is in a step with drafts that was not awaited", r.Slot)
 	case len(r.Tokens) == 0 && (r.Start != nil || !s.hasToken):
 		return fmt.Errorf("slot %d has sampled no token to decode from", r.Slot)
 	case r.Position < 0 || end > c.info.MaxContext:
@@ -88,6 +120,19 @@ func (c *Checker) row(r *Row) error {
 		return fmt.Errorf("mask has %d words, want %d", len(r.Mask), words)
 	case r.Mask != nil && r.Sample && !allowsAny(r.Mask, c.info.VocabSize):
 		return fmt.Errorf("mask allows no token")
+	}
+	if len(r.Drafts) > 0 {
+		switch {
+		case len(r.Drafts) > MaxRowDrafts:
+			return fmt.Errorf("%d drafts, limit %d", len(r.Drafts), MaxRowDrafts)
+		case len(r.Tokens) > 0 || !r.Sample:
+			return fmt.Errorf("drafts belong to a decode row that samples")
+		case r.Mask != nil || r.Logits || s.penalties:
+			return fmt.Errorf("a row with drafts has no mask, no penalties and gives no logits")
+		}
+		if err := c.tokens("draft", r.Drafts); err != nil {
+			return err
+		}
 	}
 	known := 0
 	if r.Start == nil {

@@ -74,6 +74,7 @@ func checkOptions(cfg *model.Config, o *backend.Options) error {
 		defaults("page size", &o.PageSize, defaultPageSize),
 		defaults("threads", &o.Threads, runtime.GOMAXPROCS(0)),
 		defaults("KV pages", &o.NumPages, 0),
+		defaults("draft tokens of a step", &o.MaxDrafts, 0),
 	} {
 		if err != nil {
 			return err
@@ -119,7 +120,7 @@ func open(cfg *model.Config, w *weights.Store, o backend.Options, p *pool, ks *k
 	info := backend.Info{
 		Name: "cpu", Device: deviceName(p.threads(), ks.name), DType: net.dtype,
 		VocabSize: cfg.VocabSize, MaxContext: o.MaxContext, MaxRows: o.MaxRows, MaxTokens: o.MaxTokens,
-		PageSize: o.PageSize, NumPages: numPages,
+		PageSize: o.PageSize, NumPages: numPages, MaxDrafts: o.MaxDrafts,
 		WeightBytes: net.bytes, KVBytesPerToken: perToken,
 	}
 	return &Backend{
@@ -170,6 +171,7 @@ func (b *Backend) Wait(id backend.StepID, out *backend.Result) error {
 	s := b.inFlight[id%backend.MaxInFlight]
 	<-s.done
 	b.awaited++
+	b.checker.Awaited()
 	b.inFlight[id%backend.MaxInFlight] = nil
 	if s.err != nil {
 		b.failure = s.err
@@ -235,9 +237,10 @@ func copyResults(out *backend.Result, results []backend.RowResult) {
 	out.Rows = out.Rows[:len(results)]
 	for i := range results {
 		to, from := &out.Rows[i], &results[i]
-		top, targets, logits := to.Top[:0], to.TargetLogProbs[:0], to.Logits[:0]
+		top, more, targets, logits := to.Top[:0], to.More[:0], to.TargetLogProbs[:0], to.Logits[:0]
 		*to = *from
 		to.Top = append(top, from.Top...)
+		to.More = append(more, from.More...) // nobody else has what is in it
 		to.TargetLogProbs = append(targets, from.TargetLogProbs...)
 		to.Logits = append(logits, from.Logits...)
 	}

@@ -28,6 +28,7 @@ func (b *Backend) newStep(batch *backend.Batch) *step {
 	for i := range s.rows {
 		r := &s.rows[i]
 		r.Tokens = slices.Clone(r.Tokens)
+		r.Drafts = slices.Clone(r.Drafts)
 		r.Pages = slices.Clone(r.Pages)
 		r.Mask = slices.Clone(r.Mask)
 		r.Targets = slices.Clone(r.Targets)

@@ -22,6 +22,7 @@ type stepper struct {
 	tokens []tokenPlace
 	tasks  []attentionTask
 	parts  []partial // of rows whose blocks are shared between workers
+	places []samplePlace
 
 	// Activations, row-major by token: the residual stream, its normed form, and what each layer needs. They keep the size
 	// of the largest step so far.
@@ -104,10 +105,13 @@ func (s *stepper) place() {
 		for j := range r.NumTokens() {
 			p := r.Position + j
 			t := tokenPlace{position: p, page: r.Pages[p/size], slot: p % size}
-			if len(r.Tokens) == 0 {
-				t.id = s.sequences[r.Slot].lastToken
-			} else {
+			switch {
+			case len(r.Tokens) > 0:
 				t.id = r.Tokens[j]
+			case j == 0:
+				t.id = s.sequences[r.Slot].lastToken
+			default:
+				t.id = r.Drafts[j-1]
 			}
 			s.tokens = append(s.tokens, t)
 		}

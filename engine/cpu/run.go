@@ -20,7 +20,8 @@ func (s *stepper) run(step *step) {
 	}
 	s.forward()
 
-	var sampled, first []int // rows that need their last logits, and each row's first token in the step
+	var first []int // each row's first token in the step
+	s.places = s.places[:0]
 	n := 0
 	for i := range s.rows {
 		r := &s.rows[i]
@@ -30,17 +31,23 @@ func (s *stepper) run(step *step) {
 			s.score(&step.results[i], r, first[i])
 		}
 		if r.Sample || r.Logits {
-			sampled = append(sampled, i)
+			for behind := len(r.Drafts); behind >= 0; behind-- {
+				s.places = append(s.places, samplePlace{row: i, token: n - 1 - behind, position: r.Position + r.NumTokens() - behind})
+			}
 		}
 	}
 	vocabulary := s.cfg.VocabSize
-	for group := range slices.Chunk(sampled, headRows) {
-		logits := s.head(len(group), func(i int) int {
-			return first[group[i]] + s.rows[group[i]].NumTokens() - 1
-		})
+	for group := range slices.Chunk(s.places, headRows) {
+		logits := s.head(len(group), func(i int) int { return group[i].token })
 		s.pool.run(len(group), func(worker, i int) {
-			s.finish(worker, step, group[i], logits[i*vocabulary:(i+1)*vocabulary])
+			s.finish(worker, step, &group[i], logits[i*vocabulary:(i+1)*vocabulary])
 		})
+	}
+	for at := 0; at < len(s.places); {
+		p := &s.places[at]
+		drafts := s.rows[p.row].Drafts
+		s.settle(&step.results[p.row], s.rows[p.row].Slot, drafts, s.places[at:at+1+len(drafts)])
+		at += 1 + len(drafts)
 	}
 	s.rows = nil
 }
@@ -76,20 +83,45 @@ func (s *stepper) score(out *backend.RowResult, r *backend.Row, first int) {
 	out.NonFinite = slices.Contains(bad, true)
 }
 
-// finish hands out one row's logits and samples from them.
-func (s *stepper) finish(worker int, step *step, row int, logits []float32) {
-	r, out := &s.rows[row], &step.results[row]
+// samplePlace is a token of the step whose logits are wanted, and what was chosen by them.
+type samplePlace struct {
+	row, token, position int // token of the step; position of the token to choose
+	chosen               backend.Sampled
+	nonFinite            bool
+}
+
+// finish hands out the logits of one place and samples from them.
+func (s *stepper) finish(worker int, step *step, p *samplePlace, logits []float32) {
+	r := &s.rows[p.row]
 	if r.Logits {
-		out.Logits = slices.Clone(logits)
+		step.results[p.row].Logits = slices.Clone(logits)
 	}
-	q := s.sequences[r.Slot]
-	if !isFinite(logits) {
-		out.NonFinite = true
-		q.lastToken = 0 // a row launched behind this one still needs a token; its result is meaningless too
-		out.LogProb = float32(math.NaN())
-		return
+	switch {
+	case !isFinite(logits):
+		p.nonFinite, p.chosen = true, backend.Sampled{LogProb: float32(math.NaN())}
+	case r.Sample:
+		p.chosen = s.sequences[r.Slot].choose(logits, grow(&s.scratch[worker].logits, len(logits)), r.Mask, p.position)
 	}
-	if r.Sample {
-		q.sample(out, logits, grow(&s.scratch[worker].logits, len(logits)), r.Mask, r.Position+r.NumTokens())
+}
+
+// settle makes a row's result of its places, those of its drafts behind the first, and notes what the sequence must know of it.
+func (s *stepper) settle(out *backend.RowResult, slot int, drafts []int32, places []samplePlace) {
+	accepted := backend.Accepted(drafts, func(i int) int32 { return places[i].chosen.Token })
+	q := s.sequences[slot]
+	for i := range places[:accepted+1] {
+		p := &places[i]
+		if out.NonFinite = out.NonFinite || p.nonFinite; out.NonFinite {
+			// A row launched behind this one still needs a token; its result is meaningless too.
+			out.LogProb, q.lastToken = p.chosen.LogProb, 0
+			return
+		}
+		if i == 0 {
+			out.Token, out.LogProb, out.Top = p.chosen.Token, p.chosen.LogProb, p.chosen.Top
+		} else {
+			out.More = append(out.More, p.chosen)
+		}
+		if s.rows[p.row].Sample {
+			q.took(p.chosen.Token)
+		}
 	}
 }

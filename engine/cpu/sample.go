@@ -207,8 +207,8 @@ func newSequence(s *backend.Start) *sequence {
 	return q
 }
 
-// sample chooses the token at position and fills out's token and log probabilities. scratch is [vocabulary].
-func (q *sequence) sample(out *backend.RowResult, logits, scratch []float32, mask []uint32, position int) {
+// choose chooses the token at position and changes nothing. scratch is [vocabulary].
+func (q *sequence) choose(logits, scratch []float32, mask []uint32, position int) (out backend.Sampled) {
 	s := &q.sampling
 	work := logits
 	if len(s.Bias) > 0 || q.counts != nil || mask != nil || s.Temperature > 0 {
@@ -225,15 +225,20 @@ func (q *sequence) sample(out *backend.RowResult, logits, scratch []float32, mas
 	} else {
 		out.Token = Argmax(work)
 	}
-	q.lastToken = out.Token
-	if q.counts != nil {
-		q.counts[out.Token]++
-	}
 	if s.LogProbs || s.TopLogProbs > 0 {
 		norm := LogSumExp(logits)
 		out.LogProb = float32(float64(logits[out.Token]) - norm)
-		out.Top = append(out.Top[:0], make([]backend.TokenLogProb, min(s.TopLogProbs, len(logits)))...)
+		out.Top = make([]backend.TokenLogProb, min(s.TopLogProbs, len(logits)))
 		TopLogProbs(out.Top, logits, norm)
+	}
+	return out
+}
+
+// took notes that token is the sequence's next.
+func (q *sequence) took(token int32) {
+	q.lastToken = token
+	if q.counts != nil {
+		q.counts[token]++
 	}
 }
 

@@ -165,11 +165,7 @@ func TestSampleProperties(t *testing.T) {
 		}, Prompt: []int32{0, 1}, Output: []int32{1}}
 		position := rapid.IntRange(0, 1<<20).Draw(t, "position")
 		plain := slices.Clone(logits)
-		draw := func() backend.RowResult {
-			var out backend.RowResult
-			newSequence(start).sample(&out, logits, make([]float32, n), mask, position)
-			return out
-		}
+		draw := func() backend.Sampled { return newSequence(start).choose(logits, make([]float32, n), mask, position) }
 		out := draw()
 		if !slices.Contains(allowed, int(out.Token)) {
 			t.Fatalf("token %d is not allowed", out.Token)

@@ -311,6 +311,7 @@ func (b *Backend) Wait(id backend.StepID, out *backend.Result) error {
 		return b.failure
 	}
 	b.awaited++
+	b.checker.Awaited()
 	b.collect(&b.steps[id%backend.MaxInFlight], id, out)
 	return nil
 }

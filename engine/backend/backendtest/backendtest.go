@@ -93,6 +93,7 @@ func Run(t *testing.T, s Suite) {
 				t.Run("batches", h.testBatches)
 				t.Run("pages", h.testPages)
 				t.Run("shared pages", h.testSharedPages)
+				t.Run("drafts", func(t *testing.T) { s.testDrafts(t, cfg, size) })
 			}
 		})
 	}

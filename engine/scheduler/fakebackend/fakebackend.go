@@ -66,6 +66,7 @@ type launchedRow struct {
 	slot   int
 	pages  []int32
 	result backend.RowResult
+	drawn  []backend.Sampled
 }
 
 // New returns a backend of info's bounds.
@@ -199,26 +200,42 @@ func (b *Backend) compute(r *backend.Row, out *launchedRow) error {
 	}
 	tokens := r.Tokens
 	if len(tokens) == 0 {
-		tokens = []int32{s.last}
+		tokens = append([]int32{s.last}, r.Drafts...)
 	}
+	drawn := out.drawn[:0]
 	for i, t := range tokens {
 		chain = Extend(chain, t)
 		*b.at(r.Pages, r.Position+i) = entry{t, chain, true}
 		if len(r.Targets) > 0 {
 			out.result.TargetLogProbs = append(out.result.TargetLogProbs, LogProb(chain, r.Targets[i]))
 		}
-	}
-	if r.Sample {
-		s.last = Sample(chain, b.info.VocabSize, r.Mask)
-		out.result.Token = s.last
-		out.result.LogProb = LogProb(chain, s.last)
-		for k := range s.sampling.TopLogProbs {
-			t := int32((int(s.last) + k) % b.info.VocabSize)
-			out.result.Top = append(out.result.Top, backend.TokenLogProb{Token: t, LogProb: LogProb(chain, t)})
+		if r.Sample && i >= len(tokens)-1-len(r.Drafts) {
+			drawn = append(drawn, b.draw(s, r, chain))
+			out.result.NonFinite = out.result.NonFinite || b.Poison != nil && b.Poison(chain)
+			if n := len(drawn); n <= len(r.Drafts) && drawn[n-1].Token != r.Drafts[n-1] {
+				for rest := i + 1; rest < len(tokens); rest++ { // the drafts' keys and values lie there: whoever reads them is wrong
+					*b.at(r.Pages, r.Position+rest) = entry{}
+				}
+				break
+			}
 		}
-		out.result.NonFinite = b.Poison != nil && b.Poison(chain)
+	}
+	if out.drawn = drawn; len(drawn) > 0 {
+		first, last := &drawn[0], &drawn[len(drawn)-1]
+		out.result.Token, out.result.LogProb, out.result.Top, out.result.More = first.Token, first.LogProb, first.Top, drawn[1:]
+		s.last = last.Token
 	}
 	return nil
+}
+
+func (b *Backend) draw(s *slot, r *backend.Row, chain uint64) backend.Sampled {
+	d := backend.Sampled{Token: Sample(chain, b.info.VocabSize, r.Mask)}
+	d.LogProb = LogProb(chain, d.Token)
+	for k := range s.sampling.TopLogProbs {
+		t := int32((int(d.Token) + k) % b.info.VocabSize)
+		d.Top = append(d.Top, backend.TokenLogProb{Token: t, LogProb: LogProb(chain, t)})
+	}
+	return d
 }
 
 // checkStart compares what the slot is told of the sequence with what the cache and the row hold.
@@ -263,6 +280,7 @@ func (b *Backend) Wait(id backend.StepID, out *backend.Result) error {
 			return err
 		}
 	}
+	b.checker.Awaited()
 	st := b.steps[0]
 	copy(b.steps, b.steps[1:])
 	b.steps = b.steps[:len(b.steps)-1]

@@ -107,7 +107,7 @@ func (e *Engine) start(o Options, open func() (backend.Backend, error)) error {
 		if err == nil {
 			e.info = device.Info()
 			e.options = chosen(o, e.info)
-			e.loop.init(device, newScheduler(&e.options, e.info), &e.options)
+			e.loop.init(device, newScheduler(&e.options, e.info, o.ChunkedPrefillSize == 0), &e.options)
 		}
 		opened <- err
 		return err
@@ -141,14 +141,22 @@ func chosen(o Options, info backend.Info) Options {
 	return o
 }
 
-func newScheduler(o *Options, info backend.Info) *scheduler.Scheduler {
-	policy := scheduler.FCFS
+// mixedTokens is the most prompt tokens of a step in which others decode, while the queue is short. Prompts are computed as fast in pieces of 512
+// tokens as whole (docs/perf-log.md), so pieces cost nothing, and nobody's next token waits for more than one of them.
+const mixedTokens = 512
+
+// newScheduler makes the scheduler of o, whose prompts are cut by o's chunk alone or, if mixed, by who else is in the step too.
+func newScheduler(o *Options, info backend.Info, mixed bool) *scheduler.Scheduler {
+	policy, most := scheduler.FCFS, 0
+	if mixed {
+		most = mixedTokens
+	}
 	if o.SchedulePolicy == "lpm" {
 		policy = scheduler.LPM
 	}
 	return scheduler.New(scheduler.Config{
 		MaxRows: info.MaxRows, MaxTokens: info.MaxTokens, MaxContext: info.MaxContext, PageSize: info.PageSize, NumPages: info.NumPages,
-		ChunkSize: max(0, o.ChunkedPrefillSize), Policy: policy, PrefixCache: !o.DisableRadixCache,
+		ChunkSize: max(0, o.ChunkedPrefillSize), MixedTokens: most, Policy: policy, PrefixCache: !o.DisableRadixCache,
 		Seed: uint64(o.RandomSeed),
 	})
 }

@@ -11,7 +11,7 @@ import (
 	"github.com/tokamak-engine/tokamak/engine/trace"
 )
 
-// loop is the one goroutine that owns scheduler and backend. It launches step N+1, then awaits step N. It never tokenises, never
+// loop is the one goroutine that owns scheduler and backend. It launches step N+1 before step N has ended, then awaits step N. It never tokenises, never
 // logs and never waits for a reader: what it samples goes to streams, whose memory MaxNewTokens bounds.
 type loop struct {
 	sched    *scheduler.Scheduler
@@ -34,14 +34,17 @@ type loop struct {
 	failure  error
 	helpers  helpers
 	patience time.Duration // for masks, while the device is busy
+	late     bool          // plan a step as late as the running one allows
+	pace     pace
 	meter    meter
 	now      func() time.Time
 }
 
 // flight is a launched step.
 type flight struct {
-	id   backend.StepID
-	step trace.Step
+	id    backend.StepID
+	step  trace.Step
+	began time.Time // at the latest: when it was launched, or the step before it was awaited
 }
 
 func newLoop() *loop {
@@ -56,6 +59,7 @@ func (l *loop) init(device backend.Backend, sched *scheduler.Scheduler, o *Optio
 	if o.DisableOverlap {
 		l.depth = 1
 	}
+	l.late = device.Info().Name != "cpu" // whose steps take the very processors that would have to be in time
 	l.publish()
 }
 
@@ -89,6 +93,9 @@ func (l *loop) turn() bool {
 		return false
 	}
 	if l.helpers.open > 0 && l.flying > 0 && l.patience > 0 && !l.waitForMasks() {
+		return false
+	}
+	if l.late && l.flying > 0 && l.flying < l.depth && !l.linger() {
 		return false
 	}
 	for l.flying < l.depth && l.launch() {
@@ -197,6 +204,7 @@ func (l *loop) launch() bool {
 		ID: l.sched.Counts().Steps, Phase: phaseOf(plan), Rows: plan.Rows, DecodeRows: plan.DecodeRows, Tokens: plan.Tokens,
 		SampledTokens: plan.Sampled, Launched: launched, LaunchTime: l.now().Sub(launched), InFlight: l.flying,
 	}
+	f.began = launched
 	l.meter.launched(plan, f.step.Launched.Add(f.step.LaunchTime).Sub(began))
 	return true
 }
@@ -224,7 +232,9 @@ func (l *loop) await() {
 	}
 	at := l.now()
 	f.step.WaitTime = at.Sub(f.step.WaitStart)
+	l.pace.ended(&f.step, at.Sub(f.began))
 	copy(l.flights[:], l.flights[1:])
+	l.flights[0].began = at
 	l.flying--
 	r = trace.BeginArg("commit", trace.Scheduler, f.step.ID)
 	outcomes := l.sched.Commit(&l.result)

@@ -18,6 +18,10 @@ func (s *Scheduler) Next(b *backend.Batch) *Plan {
 	st.rows = st.rows[:0]
 
 	s.planDecode(b, st)
+	s.bound = s.cfg.MaxTokens
+	if s.cfg.MixedTokens > 0 && s.plan.DecodeRows > 0 {
+		s.bound = min(s.bound, s.plan.Tokens+max(s.cfg.MixedTokens, s.backlog()/backlogPart))
+	}
 	s.planPrefill(b, st)
 	s.admit(b, st)
 
@@ -48,7 +52,24 @@ func (s *Scheduler) share(r *Request) {
 }
 
 // budget is what the step can still take.
-func (s *Scheduler) budget() int { return s.cfg.MaxTokens - s.plan.Tokens }
+func (s *Scheduler) budget() int { return s.bound - s.plan.Tokens }
+
+// backlogPart: a queue is served within about as many steps, however long it is.
+const backlogPart = 8
+
+// backlog is the number of prompt tokens that wait to be computed, of the first requests of the queue.
+func (s *Scheduler) backlog() int {
+	n := 0
+	for _, r := range s.running {
+		if r.state == running && !r.sampled {
+			n += r.remaining()
+		}
+	}
+	for _, r := range s.waiting[:min(len(s.waiting), policyWindow)] {
+		n += r.remaining()
+	}
+	return n
+}
 
 // planDecode gives every request that has its prompt behind it one row. Decode rows come first: they are one token each, and
 // someone is waiting for each.

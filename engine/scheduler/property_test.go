@@ -185,6 +185,7 @@ func drawConfig(t *rapid.T) scheduler.Config {
 		NumPages:    rapid.IntRange(3, 14).Draw(t, "pages"),
 		MaxContext:  rapid.IntRange(6, 40).Draw(t, "context"),
 		ChunkSize:   rapid.SampledFrom([]int{0, 1, 2, 3, 7}).Draw(t, "chunk"),
+		MixedTokens: rapid.SampledFrom([]int{0, 0, 1, 3, 8}).Draw(t, "mixed"),
 		Policy:      rapid.SampledFrom([]scheduler.Policy{scheduler.FCFS, scheduler.LPM}).Draw(t, "policy"),
 		PrefixCache: rapid.Bool().Draw(t, "prefix"),
 		Seed:        1,

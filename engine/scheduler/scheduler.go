@@ -26,7 +26,10 @@ type Config struct {
 	NumPages   int
 	// ChunkSize is the most prompt tokens of a row in a step. 0 does not chunk: a prompt waits for a step that takes it whole, and
 	// is cut only if none could.
-	ChunkSize   int
+	ChunkSize int
+	// MixedTokens is the most prompt tokens of a step that has decode rows too, whose tokens all come later for each of them. A long
+	// queue gets more: a backlogPart-th of what waits. 0: no such bound.
+	MixedTokens int
 	Policy      Policy
 	PrefixCache bool
 	Seed        uint64 // of the prefix tree's hashes
@@ -51,6 +54,7 @@ type Scheduler struct {
 	blockedIn int      // steps until it is looked at again
 
 	plan     Plan
+	bound    int // tokens of the step being planned
 	outcomes []Outcome
 	counts   Counts
 }

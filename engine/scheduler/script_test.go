@@ -54,6 +54,7 @@ func newScript(t *testing.T, d *datadriven.TestData) *script {
 	d.ScanArgs(t, "page", &cfg.PageSize)
 	d.ScanArgs(t, "pages", &cfg.NumPages)
 	d.MaybeScanArgs(t, "chunk", &cfg.ChunkSize)
+	d.MaybeScanArgs(t, "mixed", &cfg.MixedTokens)
 	if d.HasArg("lpm") {
 		cfg.Policy = scheduler.LPM
 	}

@@ -30,8 +30,8 @@ var kernelMetrics = []metric{
 	{"host-idle-pct", "lower", "of the same time: no kernel ran, and the host was not waiting for one"},
 }
 
-// reportKernels prints what a capture's kernels came to: a table on stderr, and under row a row for each operation. There are none where
-// the engine runs on no GPU.
+// reportKernels prints what a capture's kernels came to: a table on stderr, and under row a row for each operation. On a CPU its operations
+// stand for kernels.
 func reportKernels(b *testing.B, e *engine.Engine, row string, c *profiling.Capture) {
 	kernels := c.Kernels()
 	if len(kernels) == 0 {
@@ -46,13 +46,18 @@ func reportKernels(b *testing.B, e *engine.Engine, row string, c *profiling.Capt
 	if err := writeMarkdown(page, row, r); err != nil {
 		b.Fatal(err)
 	}
-	idle := report.NewIdle(c.Steps(), kernels)
-	term.note("%s\n%sGPU idle %.1f %% of the time, the host's part %.1f %%", row, text.String(), 100*idle.Share(), 100*idle.HostShare())
 	steps := float64(r.Steps)
+	whole := []figure{{"kernels-us", r.Span.Seconds() * 1e6 / steps}}
+	if e.Info().Name == "cuda" {
+		idle := report.NewIdle(c.Steps(), kernels)
+		whole = append(whole, figure{"gpu-idle-pct", 100 * idle.Share()}, figure{"host-idle-pct", 100 * idle.HostShare()})
+		fmt.Fprintf(&text, "GPU idle %.1f %% of the time, the host's part %.1f %%", 100*idle.Share(), 100*idle.HostShare())
+	}
+	term.note("%s\n%s", row, strings.TrimSpace(text.String()))
 	leaf(b, row+"/kernel=all", func(b *testing.B) {
 		for b.Loop() {
 		}
-		table.report(b, []figure{{"kernels-us", r.Span.Seconds() * 1e6 / steps}, {"gpu-idle-pct", 100 * idle.Share()}, {"host-idle-pct", 100 * idle.HostShare()}})
+		table.report(b, whole)
 	})
 	for _, op := range r.Rows {
 		leaf(b, fmt.Sprintf("%s/kernel=%s", row, rowSafe(op.Name)), func(b *testing.B) {

@@ -81,12 +81,19 @@ type Capture struct {
 	floating  []mark            // of no step yet
 	spans     map[spanKey]time.Time
 	kept      kept
-	ops       map[uint64]stepOps // by step
-	launching uint64             // step whose launch is under way
-	onLoop    []Source           // sources of the loop's that wait for their start
-	taken     []Recording        // of the loop's sources, at the capture's end
-	sourceErr error              // of the loop's sources
-	started   []Source           // all that must be stopped
+	ops       map[uint64]stepOps      // by step
+	launching uint64                  // step whose launch is under way
+	awaiting  uint64                  // step whose wait is
+	times     map[uint64][]trace.Time // by step
+	node      struct {                // open range of a layer, of the loop's goroutine
+		open  bool
+		layer int
+		token uint64
+	}
+	onLoop    []Source    // sources of the loop's that wait for their start
+	taken     []Recording // of the loop's sources, at the capture's end
+	sourceErr error       // of the loop's sources
+	started   []Source    // all that must be stopped
 	bytes     int
 	ended     bool
 	cut       string // why it ended early; "" if it did not
@@ -159,7 +166,7 @@ func Start(o Options) (*Capture, error) {
 	if err := o.fill(); err != nil {
 		return nil, err
 	}
-	c := &Capture{o: o, begun: time.Now(), marks: map[uint64][]mark{}, spans: map[spanKey]time.Time{}, ops: map[uint64]stepOps{}, done: make(chan struct{})}
+	c := &Capture{o: o, begun: time.Now(), marks: map[uint64][]mark{}, spans: map[spanKey]time.Time{}, ops: map[uint64]stepOps{}, times: map[uint64][]trace.Time{}, done: make(chan struct{})}
 	stages := map[string]func(trace.Phase) bool{
 		"prefill": func(p trace.Phase) bool { return p != trace.Decode },
 		"decode":  func(p trace.Phase) bool { return p == trace.Decode },
@@ -289,6 +296,11 @@ func (c *Capture) Begin(name string, category trace.Category, arg uint64) uint64
 		c.startOnLoop()
 		c.mu.Unlock()
 	}
+	if category == trace.Backend && name == "wait" {
+		c.mu.Lock()
+		c.awaiting = arg & stepMask
+		c.mu.Unlock()
+	}
 	// The token holds the time since the capture began, up to five hours, and the step, whose number may wrap: two are in flight.
 	return uint64(time.Since(c.begun).Nanoseconds())<<stepBits | arg&stepMask
 }
@@ -414,6 +426,7 @@ func (c *Capture) Step(s trace.Step) {
 	c.bytes -= len(marks) * markBytes // of a step that is not kept
 	if !keep {
 		delete(c.ops, id)
+		delete(c.times, id)
 	}
 	if !slices.ContainsFunc(c.stages, func(st *stage) bool { return len(st.steps) < c.o.NumSteps }) {
 		c.stopOnLoop()

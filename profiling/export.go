@@ -74,6 +74,16 @@ func (c *Capture) write() (files []string, err error) {
 	if len(c.kernels) > 0 {
 		recordings = append(recordings, bandwidth(c.kernels))
 	}
+	if len(c.times) > 0 {
+		for _, st := range c.stages {
+			recordings = append(recordings, timesRecording(st.steps, c.times))
+		}
+		if len(c.kernels) == 0 {
+			for _, st := range c.stages {
+				c.kernels = append(c.kernels, timedKernels(st.steps, c.times)...)
+			}
+		}
+	}
 	for i, path := range c.Paths() {
 		if len(c.stages[i].steps) == 0 {
 			err = errors.Join(err, fmt.Errorf("no step was captured%s: nothing to write for %s", because(c.cut), filepath.Base(path)))

@@ -77,20 +77,11 @@ func join(steps []trace.Step, planned map[uint64]stepOps, recordings []Recording
 				op := &ops[at]
 				k.Op, k.Layer, k.Stack = op.Name, op.Layer, op.Stack
 				e.Args = append(e.Args, chrometrace.Arg{Key: "op", Value: op.Name})
-				layer := any(op.Layer)
-				if op.Layer < 0 {
-					layer = "outside"
-				}
-				e.Args = append(e.Args, chrometrace.Arg{Key: "layer", Value: layer})
+				e.Args = append(e.Args, chrometrace.Arg{Key: "layer", Value: layerOf(op.Layer)})
 				if at != before { // an operation of several kernels moves its bytes once
 					k.Bytes, k.FLOPs = op.Bytes, op.FLOPs
 				}
-				if s := e.Length.Seconds(); s > 0 && k.Bytes > 0 {
-					e.Args = append(e.Args, chrometrace.Arg{Key: "bytes", Value: k.Bytes}, chrometrace.Arg{Key: "GB/s", Value: float64(int(float64(k.Bytes)/s/1e8)) / 10})
-				}
-				if s := e.Length.Seconds(); s > 0 && k.FLOPs > 0 {
-					e.Args = append(e.Args, chrometrace.Arg{Key: "flops", Value: k.FLOPs}, chrometrace.Arg{Key: "TFLOP/s", Value: float64(int(float64(k.FLOPs)/s/1e11)) / 10})
-				}
+				e.Args = append(e.Args, rates(k.Bytes, k.FLOPs, e.Length)...)
 				if len(op.Stack) > 0 {
 					e.Args = append(e.Args, chrometrace.Arg{Key: "go stack", Value: strings.Join(frames(op.Stack), " < ")})
 				}
@@ -101,6 +92,18 @@ func join(steps []trace.Step, planned map[uint64]stepOps, recordings []Recording
 	}
 	slices.SortFunc(kernels, func(a, b Kernel) int { return cmp.Or(a.Start.Compare(b.Start), cmp.Compare(a.Name, b.Name)) })
 	return kernels
+}
+
+// rates are an operation's bytes and arithmetic, and both over its time.
+func rates(bytes, flops int64, length time.Duration) (args []chrometrace.Arg) {
+	s := length.Seconds()
+	if s > 0 && bytes > 0 {
+		args = append(args, chrometrace.Arg{Key: "bytes", Value: bytes}, chrometrace.Arg{Key: "GB/s", Value: float64(int(float64(bytes)/s/1e8)) / 10})
+	}
+	if s > 0 && flops > 0 {
+		args = append(args, chrometrace.Arg{Key: "flops", Value: flops}, chrometrace.Arg{Key: "TFLOP/s", Value: float64(int(float64(flops)/s/1e11)) / 10})
+	}
+	return args
 }
 
 // bandwidth estimates, for each step, the rate at which its kernels moved the bytes that their operations must move: a counter that falls to

@@ -102,3 +102,30 @@ func (t *tee) Ops(graph bool, ops []trace.Op) {
 		}
 	}
 }
+
+// Times implements trace.TimesSink for those of the sinks that do.
+func (t *tee) Times(times []trace.Time) {
+	for _, sink := range t.sinks {
+		if s, ok := sink.(trace.TimesSink); ok {
+			s.Times(times)
+		}
+	}
+}
+
+// Node implements trace.NodeSink for those of the sinks that do.
+func (t *tee) Node(layer int, op string) {
+	for _, sink := range t.sinks {
+		if s, ok := sink.(trace.NodeSink); ok {
+			s.Node(layer, op)
+		}
+	}
+}
+
+// NodesDone implements trace.NodeSink.
+func (t *tee) NodesDone() {
+	for _, sink := range t.sinks {
+		if s, ok := sink.(trace.NodeSink); ok {
+			s.NodesDone()
+		}
+	}
+}

@@ -7,6 +7,7 @@ import (
 
 	"github.com/tokamak-engine/tokamak/engine/backend"
 	"github.com/tokamak-engine/tokamak/engine/model"
+	"github.com/tokamak-engine/tokamak/engine/trace"
 	"github.com/tokamak-engine/tokamak/engine/weights"
 )
 
@@ -177,6 +178,9 @@ func (b *Backend) Wait(id backend.StepID, out *backend.Result) error {
 		b.failure = s.err
 		return s.err
 	}
+	if len(s.times) > 0 {
+		trace.StepTimes(s.times)
+	}
 	copyResults(out, s.results)
 	return nil
 }
@@ -225,7 +229,10 @@ func (s *stepper) runGuarded(step *step) (err error) {
 			err = fmt.Errorf("cpu: step %d failed: %w", step.id, v.(*taskPanic))
 		}
 	}()
+	s.notes.begin()
 	s.run(step)
+	s.notes.note("sample", -1, len(step.rows))
+	step.times = s.notes.times
 	return nil
 }
 

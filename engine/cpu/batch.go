@@ -4,6 +4,7 @@ import (
 	"slices"
 
 	"github.com/tokamak-engine/tokamak/engine/backend"
+	"github.com/tokamak-engine/tokamak/engine/trace"
 )
 
 // step is one launched batch. It owns its rows; its results belong to the goroutine that runs it until done is closed.
@@ -12,6 +13,7 @@ type step struct {
 	rows    []backend.Row
 	starts  []*sequence // one for each row that has Start
 	results []backend.RowResult
+	times   []trace.Time // of its operations, if a profiler wanted them
 	err     error
 	done    chan struct{}
 }

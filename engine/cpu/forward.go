@@ -30,6 +30,7 @@ type stepper struct {
 
 	moe     moe
 	scratch []scratch // by worker
+	notes   notes
 }
 
 // scratch is one worker's own memory.
@@ -65,10 +66,13 @@ func (s *stepper) forward() {
 		s.net.embedding.tensor.Row(int(s.tokens[i].id), x[i*hidden:(i+1)*hidden])
 		CosSin(cos[i*half:(i+1)*half], sin[i*half:(i+1)*half], s.invFreq, s.tokens[i].position, cfg.RoPE.AttentionFactor)
 	})
+	s.notes.note("embed", -1, n)
 	for l := range s.net.layers {
 		y := &s.net.layers[l]
 		s.normRows(normed, x, y.attentionNorm, n)
+		s.notes.note("norm", l, n)
 		s.multiply(normed, n, product{y.q, q}, product{y.k, k}, product{y.v, v})
+		s.notes.note("qkv", l, n, y.q, y.k, y.v)
 		s.each(n, func(i int) {
 			qi, ki, vi := q[i*qSize:(i+1)*qSize], k[i*kvSize:(i+1)*kvSize], v[i*kvSize:(i+1)*kvSize]
 			add(qi, y.qBias)
@@ -81,10 +85,14 @@ func (s *stepper) forward() {
 			s.cache.put(t.page, t.slot, l, 0, ki)
 			s.cache.put(t.page, t.slot, l, 1, vi)
 		})
+		s.notes.note("rope_kv", l, n)
 		s.attend(l)
+		s.notes.note("attention", l, n)
 		s.multiply(attended, n, product{y.o, normed})
 		s.each(n, func(i int) { add(x[i*hidden:(i+1)*hidden], normed[i*hidden:(i+1)*hidden]) })
+		s.notes.note("o", l, n, y.o)
 		s.normRows(normed, x, y.mlpNorm, n)
+		s.notes.note("norm", l, n)
 		if y.router != nil {
 			s.mixture(y, x, normed, n)
 			continue
@@ -92,6 +100,7 @@ func (s *stepper) forward() {
 		out := grow(&s.mlpOut, n*hidden)
 		s.feedForward(&y.mlp, out, normed, n)
 		s.each(n, func(i int) { add(x[i*hidden:(i+1)*hidden], out[i*hidden:(i+1)*hidden]) })
+		s.notes.note("mlp", l, n, y.mlp.gate, y.mlp.up, y.mlp.down)
 	}
 }
 

@@ -62,6 +62,7 @@ func (s *stepper) head(n int, token func(i int) int) []float32 {
 	}
 	logits := grow(&s.logits, n*s.cfg.VocabSize)
 	s.multiply(h, n, product{s.net.head, logits})
+	s.notes.note("head", -1, n, s.net.head)
 	return logits
 }
 

@@ -34,6 +34,8 @@ type Backend struct {
 	graphs       map[stepShape]*driver.Graph
 	eager        map[stepShape][]node     // decode steps without a graph
 	graphOps     map[stepShape][]trace.Op // what each graph holds, for profilers
+	graphNodes   map[stepShape][]node     // likewise, where stamps are on
+	stamps       *stamps                  // nil: kernels note nothing
 	seen         map[stepShape]int        // how often a small step with prompts came
 	noGraph      bool
 	promptGraphs int // of graphs
@@ -104,6 +106,11 @@ func (b *Backend) function(u unit) (*driver.Function, error) {
 	if err != nil {
 		return nil, err
 	}
+	if b.stamps != nil {
+		if err := b.stamps.attach(u, m); err != nil {
+			return nil, err
+		}
+	}
 	b.functions[u], b.modules[u] = f, m
 	return f, nil
 }
@@ -133,7 +140,14 @@ func (b *Backend) launch(o op, s driver.Stream) error {
 
 // enqueue puts nodes on the stream, one by one.
 func (b *Backend) enqueue(nodes []node) error {
+	marked := trace.WantNodes()
+	if marked {
+		defer trace.NodesDone()
+	}
 	for i := range nodes {
+		if marked {
+			b.markNode(&nodes[i])
+		}
 		var err error
 		switch n := &nodes[i]; {
 		case n.op != nil:
@@ -312,6 +326,9 @@ func (b *Backend) Wait(id backend.StepID, out *backend.Result) error {
 	}
 	b.awaited++
 	b.checker.Awaited()
+	if b.stamps != nil {
+		b.stamps.tell(uint64(id) - 1)
+	}
 	b.collect(&b.steps[id%backend.MaxInFlight], id, out)
 	return nil
 }
@@ -347,6 +364,7 @@ func (b *Backend) Close() error {
 		driver.Free(p)
 	}
 	b.pinned.free()
+	b.stamps.free()
 	b.stream.Destroy()
 	return errors.Join(err, b.context.Close())
 }

@@ -15,6 +15,7 @@ import (
 	"github.com/tokamak-engine/tokamak/engine/backend"
 	"github.com/tokamak-engine/tokamak/engine/cuda/driver"
 	"github.com/tokamak-engine/tokamak/engine/model"
+	"github.com/tokamak-engine/tokamak/engine/trace"
 	"github.com/tokamak-engine/tokamak/engine/weights"
 )
 
@@ -210,8 +211,11 @@ func (b *Backend) open(cfg *model.Config, w *weights.Store, o backend.Options, s
 	copied.Plan = [2]ptr{copied.PlanCopy, copied.PlanCopy}
 	b.copied = &planner{device: b.device, shape: s, buffers: &copied, layers: layers, noPDL: set.noPDL, blasOnly: set.blasOnly}
 	b.compiler = newCompiler(b.device, s, openCache(set.cacheDir))
-	if set.stamps {
+	if set.stamps || trace.Stamps.Load() {
 		b.compiler.defines = append(b.compiler.defines, "STAMPS=1")
+		if b.stamps, err = newStamps(); err != nil {
+			return err
+		}
 	}
 	if set.delays > 0 {
 		b.compiler.defines = append(b.compiler.defines, fmt.Sprintf("DELAYS=%d", set.delays))

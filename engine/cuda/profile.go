@@ -16,20 +16,57 @@ func (b *Backend) noteGraph(st stepShape, nodes []node) {
 		b.graphOps = map[stepShape][]trace.Op{}
 	}
 	b.graphOps[st] = b.traceOps(nodes, trace.Stack(1))
+	if b.stamps != nil {
+		if b.graphNodes == nil {
+			b.graphNodes = map[stepShape][]node{}
+		}
+		b.graphNodes[st] = nodes
+	}
 }
 
 // tellGraph tells a profiler, if there is one, what the graph launched next holds.
 func (b *Backend) tellGraph(st stepShape, batch *backend.Batch) {
-	if trace.WantOps() {
-		trace.StepOps(true, b.attentionOf(batch, slices.Clone(b.graphOps[st])))
+	wanted := trace.WantOps()
+	if !wanted && b.stamps == nil {
+		return
+	}
+	ops := b.graphOps[st]
+	if wanted {
+		ops = b.attentionOf(batch, slices.Clone(ops))
+		trace.StepOps(true, ops)
+	}
+	if b.stamps != nil {
+		b.stamps.plan(uint64(b.launched)-1, b.graphNodes[st], ops)
 	}
 }
 
 // tell tells a profiler, if there is one, what is launched next, kernel by kernel.
 func (b *Backend) tell(nodes []node, batch *backend.Batch) {
-	if trace.WantOps() {
-		trace.StepOps(false, b.attentionOf(batch, b.traceOps(nodes, trace.Stack(1))))
+	if !trace.WantOps() && b.stamps == nil {
+		return
 	}
+	ops := b.attentionOf(batch, b.traceOps(nodes, trace.Stack(1)))
+	trace.StepOps(false, ops)
+	if b.stamps != nil {
+		for i := range nodes { // a module is loaded at its first launch, and its kernels have a number from then on
+			if nodes[i].op != nil {
+				_, _ = b.function(nodes[i].op.Unit) // the launch tells of an error
+			}
+		}
+		b.stamps.plan(uint64(b.launched)-1, nodes, ops)
+	}
+}
+
+// markNode tells a profiler which operation is enqueued or captured next.
+func (b *Backend) markNode(n *node) {
+	name := "hook"
+	switch {
+	case n.op != nil:
+		name = n.op.Name
+	case n.gemm != nil:
+		name = b.shape.gemmName(n.gemm)
+	}
+	trace.NextNode(n.layer-1, name)
 }
 
 // tellOp tells a profiler, if there is one, of a kernel that is launched next, ahead of the step's own.

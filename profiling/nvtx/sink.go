@@ -1,6 +1,7 @@
 package nvtx
 
 import (
+	"strconv"
 	"sync"
 
 	"github.com/tokamak-engine/tokamak/engine/trace"
@@ -12,6 +13,11 @@ type Sink struct {
 
 	mu    sync.Mutex
 	spans map[spanKey]Range
+
+	// The operation being enqueued or captured, and its layer: of one goroutine, the engine's.
+	layer   Range
+	op      Range
+	inLayer int
 }
 
 type spanKey struct {
@@ -19,7 +25,10 @@ type spanKey struct {
 	id   uint64
 }
 
-var _ trace.Sink = (*Sink)(nil)
+var (
+	_ trace.Sink     = (*Sink)(nil)
+	_ trace.NodeSink = (*Sink)(nil)
+)
 
 // NewSink makes the sink; install it with profiling.AddSink.
 func NewSink() *Sink { return &Sink{domain: NewDomain("tokamak"), spans: map[spanKey]Range{}} }
@@ -60,4 +69,26 @@ func (s *Sink) SpanEnd(name string, _ trace.Category, id uint64) {
 // Step implements trace.Sink. A step's ranges have been marked as they happened; what kind it was, and of how many rows, is known now.
 func (s *Sink) Step(step trace.Step) {
 	Mark(step.Phase.String()+" step", In(s.domain), Category("step"), Int(int64(step.Rows)))
+}
+
+// Node implements trace.NodeSink: a range for each operation that is enqueued, inside one for its layer. A graph's nodes are made within
+// these ranges while it is captured, which is how a tool that knows a node's creation knows its layer and operation.
+func (s *Sink) Node(layer int, op string) {
+	s.op.End()
+	if s.layer.open == nil || s.inLayer != layer {
+		s.layer.End()
+		name := "outside of the layers"
+		if layer >= 0 {
+			name = "layer " + strconv.Itoa(layer)
+		}
+		s.layer, s.inLayer = Annotate(name, In(s.domain), Category("layer"), Int(int64(layer))), layer
+	}
+	s.op = Annotate(op, In(s.domain), Category("op"), Int(int64(layer)))
+}
+
+// NodesDone implements trace.NodeSink.
+func (s *Sink) NodesDone() {
+	s.op.End()
+	s.layer.End()
+	s.op, s.layer = Range{}, Range{}
 }

@@ -44,6 +44,8 @@ type Report struct {
 	LongestGap   time.Duration
 	LongestAfter string
 	Ceilings     Ceilings
+	// Layers is the time that the kernels of each layer add, of all steps together.
+	Layers []time.Duration
 }
 
 // GBs is the row's rate in GB/s, or nil if its bytes are not known.
@@ -114,6 +116,10 @@ func New(kernels []profiling.Kernel, c Ceilings) *Report {
 		}
 		adds := max(0, k.Start.Add(k.Length).Sub(end))
 		row.Time += adds
+		if k.Layer >= 0 {
+			r.Layers = append(r.Layers, make([]time.Duration, max(0, k.Layer+1-len(r.Layers)))...)
+			r.Layers[k.Layer] += adds
+		}
 		r.Busy += adds
 		r.Overlap += k.Length - adds
 		ends[k.Step] = end.Add(adds)
@@ -156,6 +162,18 @@ func (r *Report) foot() string {
 	}
 	if r.Overlap > 0 {
 		text += fmt.Sprintf(", %.1f us of overlap", r.Overlap.Seconds()*1e6/steps)
+	}
+	if len(r.Layers) > 0 {
+		var sum time.Duration
+		slowest := 0
+		for l, t := range r.Layers {
+			sum += t
+			if t > r.Layers[slowest] {
+				slowest = l
+			}
+		}
+		text += fmt.Sprintf("; %d layers of %.2f us, the slowest %d with %.2f us", len(r.Layers), sum.Seconds()*1e6/steps/float64(len(r.Layers)), slowest,
+			r.Layers[slowest].Seconds()*1e6/steps)
 	}
 	if c := r.Ceilings.BytesPerSecond; c != nil {
 		text += fmt.Sprintf("; ceiling %.0f GB/s of reads, measured on this card", *c/1e9)

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"os"
 	"slices"
+	"strconv"
 	"strings"
 	"time"
 
@@ -23,10 +24,17 @@ const (
 )
 
 // Setup reads the environment of a process that runs an engine, once, before the engine is opened: TOKAMAK_NVTX marks ranges for Nsight,
-// TOKAMAK_BACKTRACE=cuda notes the Go stack of every launch.
+// TOKAMAK_BACKTRACE=cuda notes the Go stack of every launch, TOKAMAK_STAMPS=1 builds kernels that note when they ran.
 func Setup() error {
 	if nvtx.Enabled() {
 		profiling.AddSink(nvtx.NewSink())
+	}
+	if v := os.Getenv("TOKAMAK_STAMPS"); v != "" {
+		on, err := strconv.ParseBool(v)
+		if err != nil {
+			return fmt.Errorf("TOKAMAK_STAMPS=%q: want 1 or 0", v)
+		}
+		trace.Stamps.Store(on)
 	}
 	switch v := os.Getenv("TOKAMAK_BACKTRACE"); v {
 	case "", "none":

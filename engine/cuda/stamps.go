@@ -1,0 +1,197 @@
+//go:build cuda
+
+package cuda
+
+import (
+	"cmp"
+	"fmt"
+	"slices"
+	"sync/atomic"
+	"time"
+	"unsafe"
+
+	"github.com/tokamak-engine/tokamak/engine/cuda/driver"
+	"github.com/tokamak-engine/tokamak/engine/trace"
+)
+
+const (
+	stampPlaces = 1 << 19
+	stampShift  = 10 // of a time in ns, to its place
+)
+
+// stamp is a note of a kernel: its wait returned at this time, so that the kernel before it had ended. See ptx.cuh.
+type stamp struct {
+	At   uint64 // ns of the device's global timer
+	Unit uint64 // from 1
+}
+
+// stamps reads what the kernels note of each step, with no call of the driver: the ring is host memory that the kernels write.
+type stamps struct {
+	memory *driver.Pinned
+	ring   []stamp
+	units  map[unit]uint64
+	base   time.Time
+	plans  map[uint64][]stampOp // of steps in flight, by the device's number
+
+	last   uint64        // device time of the newest note that was read; 0: nobody asked of late
+	offset time.Duration // host time since base less device time: the least seen, which is the device's clock and the quickest answer
+	notes  []stamp       // read, in order, and maybe of a later step
+}
+
+// stampOp is an operation of a step's plan.
+type stampOp struct {
+	op   trace.Op
+	unit uint64 // 0: a library's, which notes nothing
+}
+
+func newStamps() (*stamps, error) {
+	m, err := driver.AllocPinned(stampPlaces * int(unsafe.Sizeof(stamp{})))
+	if err != nil {
+		return nil, fmt.Errorf("ring of time stamps: %w", err)
+	}
+	clear(m.Bytes)
+	return &stamps{memory: m, ring: view[stamp](m, 0, stampPlaces), units: map[unit]uint64{}, base: time.Now(), plans: map[uint64][]stampOp{}}, nil
+}
+
+func (s *stamps) free() {
+	if s != nil {
+		s.memory.Free()
+	}
+}
+
+// attach tells a module that was loaded where to write, and as whom.
+func (s *stamps) attach(u unit, m driver.Module) error {
+	ring, _, err := m.Global("stamp_ring")
+	if err != nil {
+		return nil // a kernel that includes no wait
+	}
+	name, _, err := m.Global("stamp_unit")
+	if err != nil {
+		return nil
+	}
+	s.units[u] = uint64(len(s.units) + 1)
+	if err := driver.Write(ring, bytesOf([]ptr{s.memory.Device})); err != nil {
+		return err
+	}
+	return driver.Write(name, bytesOf([]uint64{s.units[u]}))
+}
+
+// plan keeps what a step runs until it is awaited.
+func (s *stamps) plan(index uint64, nodes []node, ops []trace.Op) {
+	list := make([]stampOp, 0, len(ops))
+	for i := range nodes {
+		if nodes[i].op == nil && nodes[i].gemm == nil {
+			continue
+		}
+		o := stampOp{op: ops[len(list)]}
+		if nodes[i].op != nil {
+			o.unit = s.units[nodes[i].op.Unit]
+		}
+		list = append(list, o)
+	}
+	s.plans[index] = list
+}
+
+// tell gives a profiler, if there is one, the times of a step that was awaited just now.
+func (s *stamps) tell(index uint64) {
+	plan := s.plans[index]
+	delete(s.plans, index)
+	if !trace.WantTimes() || len(plan) == 0 {
+		s.last, s.notes = 0, s.notes[:0]
+		return
+	}
+	s.read(time.Now())
+	mine, later := stepNotes(plan, s.notes)
+	times := timesOf(plan, mine, func(at uint64) time.Time { return s.base.Add(s.offset + time.Duration(at)) })
+	s.notes = slices.Delete(s.notes, 0, len(s.notes)-len(later))
+	if len(times) > 0 {
+		trace.StepTimes(times)
+	}
+}
+
+// read appends to notes what the kernels noted since the last call.
+func (s *stamps) read(now time.Time) {
+	first, count := (s.last>>stampShift+1)%stampPlaces, uint64(stampPlaces)
+	if s.last == 0 { // anywhere in the ring may be the newest note
+		first = 0
+	} else if until := uint64(now.Sub(s.base)-s.offset) >> stampShift; until-s.last>>stampShift < count {
+		count = until - s.last>>stampShift
+	}
+	from := len(s.notes)
+	for i := range count {
+		p := &s.ring[(first+i)%stampPlaces]
+		if at := atomic.LoadUint64(&p.At); at > s.last {
+			s.notes = append(s.notes, stamp{at, p.Unit})
+		}
+	}
+	if s.last == 0 {
+		slices.SortFunc(s.notes, func(a, b stamp) int { return cmp.Compare(a.At, b.At) })
+	}
+	if len(s.notes) == from {
+		return
+	}
+	fresh := s.last == 0
+	s.last = s.notes[len(s.notes)-1].At
+	if offset := now.Sub(s.base) - time.Duration(s.last); fresh || offset < s.offset {
+		s.offset = offset
+	}
+}
+
+// stepNotes finds the notes of a step that has ended among notes, which are in order and may be of steps before and after it: it is the
+// latest stretch that begins with the plan's first kernel and holds its last one.
+func stepNotes(plan []stampOp, notes []stamp) (mine, later []stamp) {
+	first, last := uint64(0), uint64(0)
+	for i := range plan {
+		if u := plan[i].unit; u != 0 {
+			if first == 0 {
+				first = u
+			}
+			last = u
+		}
+	}
+	end := len(notes)
+	for at := len(notes) - 1; at >= 0; at-- {
+		if notes[at].Unit != first {
+			continue
+		}
+		stretch := notes[at:end]
+		if slices.ContainsFunc(stretch, func(n stamp) bool { return n.Unit == last }) {
+			return stretch, notes[end:]
+		}
+		end = at
+	}
+	return nil, notes
+}
+
+// timesOf joins a step's plan with its notes. An operation lasts until the next one that notes its beginning, and what cannot be told from
+// it is joined to it. The end of the last one nobody notes, so that it is left out.
+func timesOf(plan []stampOp, notes []stamp, host func(uint64) time.Time) []trace.Time {
+	var times []trace.Time
+	next := 0 // operation
+	for _, n := range notes {
+		at := next
+		for at < len(plan) && plan[at].unit != n.Unit {
+			at++
+		}
+		if at == len(plan) {
+			continue // noted twice, or by a kernel that is in no plan
+		}
+		for ; next < at; next++ { // these noted nothing: a library's
+			if len(times) > 0 {
+				t := &times[len(times)-1]
+				t.Name, t.Bytes, t.FLOPs = t.Name+"+"+plan[next].op.Name, t.Bytes+plan[next].op.Bytes, t.FLOPs+plan[next].op.FLOPs
+			}
+		}
+		if len(times) > 0 {
+			t := &times[len(times)-1]
+			t.Length = host(n.At).Sub(t.Start)
+		}
+		o := &plan[at].op
+		times = append(times, trace.Time{Name: o.Name, Layer: o.Layer, Start: host(n.At), Bytes: o.Bytes, FLOPs: o.FLOPs})
+		next = at + 1
+	}
+	if len(times) > 0 {
+		times = times[:len(times)-1]
+	}
+	return times
+}

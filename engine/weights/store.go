@@ -3,6 +3,7 @@ package weights
 import (
 	"errors"
 	"slices"
+	"strings"
 
 	"github.com/tokamak-engine/tokamak/engine/model"
 )
@@ -13,11 +14,26 @@ type Store struct {
 	files   []*file
 }
 
-// NewDummy returns tensors that are made of their names, with the shapes cfg asks for and no file behind them.
+// NewDummy returns tensors that are made of their names, with the shapes cfg asks for and no file behind them. Where cfg says that
+// linear layers are stored as E4M3 or in four bits, theirs are.
 func NewDummy(cfg *model.Config) *Store {
 	s := &Store{tensors: map[string]*Tensor{}}
 	for _, t := range cfg.Tensors() {
 		s.tensors[t.Name] = newDummy(t.Name, t.Shape)
+		q := cfg.Quantization
+		switch {
+		case q == nil || !strings.HasSuffix(t.Name, "_proj.weight"):
+		case q.Scheme == "fp8":
+			s.tensors[t.Name] = s.tensors[t.Name].F8E4M3()
+		case q.Scheme == "int4":
+			group := q.GroupSize
+			if group == 0 {
+				group = t.Shape[1]
+			}
+			if t.Shape[0]%8 == 0 && t.Shape[1]%8 == 0 && t.Shape[1]%group == 0 { // as a file would have it
+				s.tensors[t.Name] = newInt4Dummy(t.Name, t.Shape, group)
+			}
+		}
 	}
 	return s
 }

@@ -74,7 +74,7 @@ func (t *Tensor) Bytes() int64 { return int64(t.Rows()) * int64(t.RowBytes()) }
 
 // Dummy makes a tensor's values from its name. Element i is
 //
-//	bfloat16(Scale * float32(int32(h(i)>>8) - 1<<23) / 1<<23)
+//	bfloat16(Scale * float32(int32(h(i)>>8 & Mask) - 1<<23) / 1<<23)
 //
 // with h as in [Dummy.At]: a 32-bit hash of the seed and the index, so that a GPU makes the same values in place. A constant
 // tensor (a norm) has Scale 0 and the value Constant.
@@ -82,6 +82,15 @@ type Dummy struct {
 	Seed     uint32  // from the tensor's name
 	Scale    float32 // sqrt(3/fan_in): uniform in [-Scale, Scale) has a standard deviation of 1/sqrt(fan_in)
 	Constant float32
+	Bits     int // 4: values are those of four bits, with 8 for 0, as the dummy of a checkpoint that is quantised so; 8: of E4M3; 0: whole
+}
+
+// Mask is what stays of the 24 bits that a value is made of.
+func (d *Dummy) Mask() uint32 {
+	if d.Bits == 4 {
+		return 0xF00000
+	}
+	return 0xFFFFFF
 }
 
 // At returns element i before rounding to bfloat16.
@@ -95,7 +104,11 @@ func (d *Dummy) At(i uint64) float32 {
 	h ^= h >> 13
 	h *= 0xC2B2AE35
 	h ^= h >> 16
-	return float32(int32(h>>8)-1<<23) * (d.Scale * (1.0 / (1 << 23)))
+	v := float32(int32(h>>8&d.Mask())-1<<23) * (d.Scale * (1.0 / (1 << 23)))
+	if d.Bits == 8 {
+		return d.roundF8E4M3(v)
+	}
+	return v
 }
 
 // newDummy seeds a tensor by its name, FNV-1a in 32 bits, so that no two are alike.
@@ -114,6 +127,14 @@ func newDummy(name string, shape []int) *Tensor {
 		// An embedding too: its rows are the head's where it is tied, and its input is normalised.
 		t.Dummy.Scale = float32(math.Sqrt(3 / float64(t.RowLen())))
 	}
+	return t
+}
+
+// newInt4Dummy is newDummy of a matrix of four bits in groups. Its scale has five significant bits, so that bfloat16 holds the values.
+func newInt4Dummy(name string, shape []int, group int) *Tensor {
+	t := newDummy(name, shape)
+	t.DType, t.Quant, t.Dummy.Bits = I4, &Quant{GroupSize: group}, 4
+	t.Dummy.Scale = math.Float32frombits((math.Float32bits(t.Dummy.Scale) + 1<<18) &^ (1<<19 - 1))
 	return t
 }
 

@@ -1,0 +1,83 @@
+package weights
+
+import (
+	"math"
+)
+
+// maxF8E4M3 is the largest magnitude of the format.
+const maxF8E4M3 = 448
+
+// F8E4M3FromFloat32 rounds to the nearest E4M3, ties to even, and what is beyond 448 to 448; a NaN stays one.
+func F8E4M3FromFloat32(f float32) byte {
+	bits := math.Float32bits(f)
+	sign, magnitude := byte(bits>>24&0x80), math.Float32frombits(bits&0x7FFFFFFF)
+	switch {
+	case f != f:
+		return sign | 0x7F
+	case magnitude >= maxF8E4M3:
+		return sign | 0x7E
+	case magnitude < 0x1p-6: // 2^-9 apart
+		return sign | byte(math.RoundToEven(float64(magnitude)*0x1p9))
+	}
+	bits = bits & 0x7FFFFFFF
+	return sign | byte((bits+0x7FFFF+bits>>20&1)>>20-(127-7)<<3)
+}
+
+// F8E4M3Scale brings the largest magnitude of row to 448; 1 for a row of zeros.
+func F8E4M3Scale(row []float32) float32 {
+	var most float32
+	for _, v := range row {
+		if v < 0 {
+			v = -v
+		}
+		if v > most {
+			most = v
+		}
+	}
+	if scale := most / maxF8E4M3; scale > 0 {
+		return scale
+	}
+	return 1
+}
+
+// QuantizeF8E4M3 writes row as E4M3 and returns its scale.
+func QuantizeF8E4M3(dst []byte, row []float32) (scale float32) {
+	scale = F8E4M3Scale(row)
+	for i, v := range row {
+		dst[i] = F8E4M3FromFloat32(v / scale)
+	}
+	return scale
+}
+
+// F8E4M3 returns t quantised at load, a scale for each row, in memory of its own. Tensors that are quantised already stay as they are. A
+// dummy stays one, whose values E4M3 and a power of two hold exactly.
+func (t *Tensor) F8E4M3() *Tensor {
+	switch {
+	case t.Quant != nil || t.DType.BlockElements() > 1:
+		return t
+	case t.Dummy != nil:
+		d := *t.Dummy
+		d.Bits = 8
+		return &Tensor{Name: t.Name, DType: F8E4M3, Shape: t.Shape, Dummy: &d, Quant: &Quant{Scales: []float32{d.f8E4M3Scale()}, GroupSize: t.RowLen()}}
+	}
+	n := t.RowLen()
+	out := &Tensor{Name: t.Name, DType: F8E4M3, Shape: t.Shape, Data: make([]byte, t.Rows()*n), Quant: &Quant{Scales: make([]float32, t.Rows()), GroupSize: n}}
+	row := make([]float32, n)
+	for i := range t.Rows() {
+		t.Row(i, row)
+		out.Quant.Scales[i] = QuantizeF8E4M3(out.Data[i*n:(i+1)*n], row)
+	}
+	return out
+}
+
+// f8E4M3Scale is the one scale of a dummy matrix of eight bits: the least power of two that brings every value to at most 448.
+func (d *Dummy) f8E4M3Scale() float32 {
+	_, exponent := math.Frexp(float64(d.Scale) / maxF8E4M3)
+	return float32(math.Ldexp(1, exponent))
+}
+
+// roundF8E4M3 is the value nearest to v of a dummy of eight bits.
+func (d *Dummy) roundF8E4M3(v float32) float32 {
+	scale := d.f8E4M3Scale() // a power of two: division and product are exact
+	return F8E4M3ToFloat32(F8E4M3FromFloat32(v/scale)) * scale
+}

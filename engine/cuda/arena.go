@@ -73,7 +73,7 @@ func weightArena(c *model.Config, s shape, w *weights.Store, b *buffers, layers 
 		for i, name := range names {
 			tensors[i] = find(name)
 		}
-		to.Format = formatOf(tensors)
+		to.Format, to.Group = formatOf(tensors)
 		for _, array := range to.arrays(cols) {
 			a.take(array.to, int64(rows)*int64(array.rowBytes))
 			shift := int64(0)
@@ -154,6 +154,7 @@ func workArena(d device, s shape, b *buffers) *arena {
 	a.take(&b.Top, 8*maxTop*int64(s.logitRows()))
 	a.take(&b.Rope, int64(s.MaxContext)*int64(s.Dim/2)*8)
 	a.take(&b.blasWorkspace, blasWorkspaceBytes)
+	a.take(&b.Dequantised, int64(s.Dequantised)*bf16Bytes)
 	return a
 }
 

@@ -45,6 +45,7 @@ type buffers struct {
 	Embed, Norm ptr
 	Head        weight
 
+	Dequantised   ptr // bf16, the largest matrix of four bits
 	blasWorkspace ptr
 }
 

@@ -20,17 +20,28 @@ type exactProduct struct {
 	exact, plain []float32 // [m, n]
 }
 
-// newProduct draws x, w and, with norm, gamma, and multiplies them: exactly, in float64, and as plain bf16 arithmetic does,
-// rounding the normed x before and after gamma and the sum.
+// newProduct draws w in bf16, and the rest as productWith does.
 func newProduct(r *rig, m, n, k int, norm bool) *exactProduct {
-	p := &exactProduct{m: m, n: n, k: k, x: r.normal(m*k, 1.5), w: r.normal(n*k, 1/math.Sqrt(float64(k))), gamma: r.normal(k, 0.3)}
+	w := r.normal(n*k, 1/math.Sqrt(float64(k)))
+	for i := range w {
+		w[i] = toBF16(w[i])
+	}
+	return productWith(r, m, n, k, w, norm)
+}
+
+// productWith draws x and, with norm, gamma, and multiplies them by w: exactly, in float64, and as plain bf16 arithmetic does, rounding
+// w, the normed x before and after gamma, and the sum.
+func productWith(r *rig, m, n, k int, w []float32, norm bool) *exactProduct {
+	p := &exactProduct{m: m, n: n, k: k, x: r.normal(m*k, 1.5), w: w, gamma: r.normal(k, 0.3)}
 	for i := range p.gamma {
 		p.gamma[i] = toBF16(p.gamma[i] + 1)
 	}
-	for _, v := range [][]float32{p.x, p.w} {
-		for i := range v {
-			v[i] = toBF16(v[i])
-		}
+	for i := range p.x {
+		p.x[i] = toBF16(p.x[i])
+	}
+	plainW := make([]float32, len(w))
+	for i := range w {
+		plainW[i] = toBF16(w[i])
 	}
 	p.exact, p.plain = make([]float32, m*n), make([]float32, m*n)
 	exactX, plainX := make([]float32, k), make([]float32, k)
@@ -50,7 +61,7 @@ func newProduct(r *rig, m, n, k int, norm bool) *exactProduct {
 			}
 		}
 		cpu.MatMul(p.exact[i*n:(i+1)*n], exactX, p.w, 1, n, k)
-		cpu.MatMul(p.plain[i*n:(i+1)*n], plainX, p.w, 1, n, k)
+		cpu.MatMul(p.plain[i*n:(i+1)*n], plainX, plainW, 1, n, k)
 	}
 	for i := range p.plain {
 		p.plain[i] = toBF16(p.plain[i])

@@ -21,14 +21,14 @@ type fillParams struct {
 	Cols, Seed     uint32
 	Step, Constant float32
 	Interleave     uint32
-	_              uint32
+	Mask           uint32
 }
 
 // fillOp makes a dummy tensor in place.
 func fillOp(d device, dst ptr, t *weights.Tensor, order int) op {
 	count := uint64(t.Rows()) * uint64(t.RowLen())
 	p := fillParams{Dst: dst, Count: count, Cols: uint32(t.RowLen()), Seed: t.Dummy.Seed, Step: t.Dummy.Scale * (1.0 / (1 << 23)),
-		Constant: t.Dummy.Constant, Interleave: uint32(order)}
+		Constant: t.Dummy.Constant, Interleave: uint32(order), Mask: t.Dummy.Mask()}
 	return op{Name: "fill", Unit: unit{File: "fill.cu", Symbol: "fill"}, Grid: [3]int{gridFor(d, count/2, 256), 1, 1}, Block: 256,
 		Params: paramBytes(&p), Bytes: int64(count) * bf16Bytes}
 }

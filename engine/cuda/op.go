@@ -66,6 +66,7 @@ type shape struct {
 	MaxContext, NumPages  int
 	Deterministic         bool // a row's results do not depend on its batch mates
 	TiedHead              bool
+	Dequantised           int // elements of the largest matrix of four bits, of which there is room for a bf16 copy; 0: there are none
 }
 
 func (s shape) qDim() int   { return s.Heads * s.Dim }

@@ -179,6 +179,7 @@ func (b *Backend) open(cfg *model.Config, w *weights.Store, o backend.Options, s
 	if err != nil {
 		return err
 	}
+	s.Dequantised = s.dequantised(layers)
 	workPlaces := workArena(b.device, s, &b.buffers)
 	free, total, err := b.context.Memory()
 	if err != nil {

@@ -51,7 +51,10 @@ func TestParamsMirrorKernels(t *testing.T) {
 		{startOp(d, s, b, 1), "Params", startParams{}, "starts step bias_at token_at slot_param bias counts slot_token"},
 		{startOp(d, s, b, 1), "StartEntry", startEntry{}, "params slot token bias_first prompt_first prompt output_first output"},
 		{startOp(d, s, b, 1), "SlotParams", slotParams{}, "seed temperature top_p min_p repetition presence frequency top_k num_bias flags top_logprobs"},
-		{fillOp(d, 0, &weights.Tensor{Shape: []int{8, 8}, Dummy: &weights.Dummy{}}, rowsInOrder), "FillParams", fillParams{}, "dst count cols seed step constant interleave"},
+		{fillOp(d, 0, &weights.Tensor{Shape: []int{8, 8}, Dummy: &weights.Dummy{}}, rowsInOrder), "FillParams", fillParams{}, "dst count cols seed step constant interleave mask"},
+		{fillInt4Op(d, 0, &weights.Tensor{Shape: []int{8, 8}, Dummy: &weights.Dummy{}}, rowsInOrder), "W4FillParams", w4FillParams{}, "dst count block seed constant interleave"},
+		{product{linear: s.qkv(1), w: weight{Group: 128}}.w4Op(d), "Params", w4GemvParams{}, "w scale x gamma bias y tokens"},
+		{dequantOp(d, weight{Group: 128}, 8, 128, 0), "Params", w4DequantParams{}, "w scale out"},
 		{ropeTableOp(d, s, 0, 0, 1), "RopeTableParams", ropeTableParams{}, "out inv_freq count factor"},
 		{readProbeOp(d, 0, 0, 1<<20, 0), "ReadProbeParams", readProbeParams{}, "src count sink"},
 	} {

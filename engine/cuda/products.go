@@ -51,6 +51,9 @@ func (p *planner) headLogits(m int) []node {
 
 // product lists what runs g.
 func (p *planner) product(g product) []node {
+	if g.w.Format == formatInt4 {
+		return p.productInt4(g)
+	}
 	return p.productBF16(g)
 }
 
@@ -69,12 +72,17 @@ func (p *planner) productBF16(g product) []node {
 		g.name = "gemm_" + g.name
 		return append(nodes, nodesOf(g.op90(d, s, b, g.w.Data, g.x, gemmParams{Bias: g.bias, Y: g.y}))...)
 	}
+	return append(nodes, p.productBLAS(g)...)
+}
+
+// productBLAS leaves g, whose x is normed and whose weight is bf16, to cuBLASLt.
+func (p *planner) productBLAS(g product) []node {
 	call := driver.GEMM{M: g.m, N: g.n, K: g.k, W: g.w.Data, X: g.x, Y: g.y, Bias: g.bias, Accumulate: g.end == epilogueResidual}
 	if g.end == epilogueSwiGLU {
-		call.Y = b.GU
-		return append(append(nodes, p.blas(call)...), nodesOf(siluMulOp(d, s, b, g.m))...)
+		call.Y = p.buffers.GU
+		return append(p.blas(call), nodesOf(siluMulOp(p.device, p.shape, p.buffers, g.m))...)
 	}
-	return append(nodes, p.blas(call)...)
+	return p.blas(call)
 }
 
 // ownGEMM tells whether gemm_sm90 takes products of m tokens. It does not where the sums' order may not depend on m.

@@ -47,7 +47,7 @@ func newRig(t testing.TB, s shape) *rig {
 		rigKernels.functions = map[string]*driver.Function{}
 	}
 	require.NoError(t, rigKernels.context.Bind())
-	r := &rig{TB: t, shape: s, context: rigKernels.context, random: rand.New(rand.NewPCG(1, 2))}
+	r := &rig{TB: t, shape: s, context: rigKernels.context, random: newRandom()}
 	r.device = device{Name: found.Name, SM: found.Major*10 + found.Minor, SMs: found.SMs, L2Bytes: found.L2Bytes, MaxSmem: found.SharedMemory, TotalMem: found.TotalMemory}
 	r.stream, err = driver.NewStream()
 	require.NoError(t, err)
@@ -55,6 +55,8 @@ func newRig(t testing.TB, s shape) *rig {
 	r.compiler = newCompiler(r.device, s, nil)
 	return r
 }
+
+func newRandom() *rand.Rand { return rand.New(rand.NewPCG(1, 2)) }
 
 // room allocates bytes of NaNs (all bits set), so that what a kernel reads too much or leaves unwritten shows.
 func (r *rig) room(bytes int) ptr {

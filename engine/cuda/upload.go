@@ -57,12 +57,10 @@ type readTask struct {
 	first, rows int
 }
 
-// split cuts a part into tasks of at most a staging buffer. Interleaved tensors are cut between blocks of 8 rows.
+// split cuts a part into tasks of at most a staging buffer, between blocks of 8 rows: those lie together where tensors are interleaved
+// or have four bits.
 func (p part) split() []readTask {
-	step := 1
-	if p.order != rowsInOrder {
-		step = 8
-	}
+	const step = 8
 	chunk := max(1, stagingBytes/p.rowBytes/step) * step
 	var tasks []readTask
 	for first := 0; first < p.tensor.Rows(); first += chunk {

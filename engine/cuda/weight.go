@@ -14,19 +14,23 @@ type format int
 const (
 	formatBF16 format = iota
 	formatFP8         // e4m3; scales f32 [out]
-	formatInt4        // unsigned, two in a byte; scales and zeros of groups
+	formatInt4        // w4.go
 )
 
 // weight is a matrix [out, in] on the device, rows one behind the other.
 type weight struct {
-	Format              format
-	Data, Scales, Zeros ptr // Scales and Zeros are 0 where the format has none
-	Group               int // elements of a row that share a scale; 0: the row
+	Format       format
+	Data, Scales ptr // Scales is 0 where the format has none
+	Group        int // elements of a row that share a scale; 0: the row
 }
 
-// formatOf decides how tensors that form one matrix lie on the device: all the same way, and as bf16 where they differ.
-func formatOf(tensors []*weights.Tensor) format {
-	return formatBF16
+// formatOf decides how tensors that form one matrix lie on the device, and the size of a group: all the same way, and as bf16 where they
+// differ.
+func formatOf(tensors []*weights.Tensor) (f format, group int) {
+	if group, ok := int4Group(tensors); ok {
+		return formatInt4, group
+	}
+	return formatBF16, 0
 }
 
 // array is one of those that a weight is made of. Each row of a tensor gives it rowBytes bytes.
@@ -41,6 +45,9 @@ type array struct {
 
 // arrays lists what a weight of so many columns is made of. A new format adds a case here, in [formatOf] and in [planner.product].
 func (w *weight) arrays(cols int) []array {
+	if w.Format == formatInt4 {
+		return w.int4Arrays(cols)
+	}
 	return []array{bf16Array(&w.Data, cols)}
 }
 

@@ -3,7 +3,7 @@
 // It writes a dummy weight: bf16(scale * hash(i)) as engine/weights.Dummy.At defines it, i counted in the tensor's own
 // [rows, cols]. interleave says where row r of the tensor lies in dst: 0, row r; 1 and 2, the gate and up rows of a matrix
 // interleaved in blocks of 8. Grid: any; block 256. Writes rows*cols*2 bytes.
-#include "ptx.cuh"
+#include "dummy.cuh"
 
 struct FillParams {
 	bf16* dst;
@@ -11,24 +11,17 @@ struct FillParams {
 	u32 cols, seed;
 	float step;  // scale / 2^23; 0: every element is `constant`
 	float constant;
-	u32 interleave, pad;
+	u32 interleave;
+	u32 mask;  // of the 24 bits that a value is made of
 };
 
-DEVICE float dummy_at(u64 i, u32 seed, float step) {
-	u32 h = ((u32)i * 0x9E3779B1u) ^ ((u32)(i >> 32) * 0x85EBCA77u) ^ seed;
-	h ^= h >> 16;
-	h *= 0x85EBCA6Bu;
-	h ^= h >> 13;
-	h *= 0xC2B2AE35u;
-	h ^= h >> 16;
-	return __fmul_rn((float)((i32)(h >> 8) - (1 << 23)), step);
-}
+DEVICE float dummy_at(const FillParams& p, u64 i) { return __fmul_rn((float)((i32)(dummy_hash(i, p.seed) >> 8 & p.mask) - (1 << 23)), p.step); }
 
 extern "C" __global__ void __launch_bounds__(256) fill(const __grid_constant__ FillParams p) {
 	const u64 stride = (u64)gridDim.x * blockDim.x * 2;
 	for (u64 i = ((u64)blockIdx.x * blockDim.x + threadIdx.x) * 2; i < p.count; i += stride) {
-		const float a = p.step == 0.f ? p.constant : dummy_at(i, p.seed, p.step);
-		const float b = p.step == 0.f ? p.constant : dummy_at(i + 1, p.seed, p.step);
+		const float a = p.step == 0.f ? p.constant : dummy_at(p, i);
+		const float b = p.step == 0.f ? p.constant : dummy_at(p, i + 1);
 		u64 at = i;
 		if (p.interleave) {  // cols is even, so a pair does not cross a row
 			const u64 row = i / p.cols, col = i - row * p.cols;

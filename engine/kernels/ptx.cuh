@@ -95,6 +95,11 @@ DEVICE uint4 ld_weight(const void* p) {  // read once by one CTA: not worth a li
 	asm volatile("ld.global.nc.L1::no_allocate.L2::128B.v4.u32 {%0,%1,%2,%3}, [%4];" : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w) : "l"(p));
 	return v;
 }
+DEVICE u32 ld_weight4(const void* p) {
+	u32 v;
+	asm volatile("ld.global.nc.L1::no_allocate.L2::128B.u32 %0, [%1];" : "=r"(v) : "l"(p));
+	return v;
+}
 DEVICE uint4 ld16(const void* p) {
 	uint4 v;
 	asm volatile("ld.global.v4.u32 {%0,%1,%2,%3}, [%4];" : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w) : "l"(p) : "memory");

@@ -230,7 +230,7 @@ func (c *oneBatch) totalFigures(runs []*engine.StaticRun) []figure {
 	return []figure{{"total-ms", ms(total.P50)}, {"total-tok/s", float64(c.batch*(c.in+c.out)) / total.P50.Seconds()}}
 }
 
-// floor is the least time of a decode step that memory allows: all streamed weights, and each row's keys and values at the mean
+// floor is the least time of a decode step that memory allows: all streamed weights (of a mixture, the experts that the rows are expected to need), and each row's keys and values at the mean
 // context of the run, read once. It is not known where the device's bandwidth was not measured.
 func (c *oneBatch) floor() (time.Duration, bool) {
 	info := c.engine.Info()
@@ -238,7 +238,7 @@ func (c *oneBatch) floor() (time.Duration, bool) {
 		return 0, false
 	}
 	meanContext := float64(c.in) + float64(c.out)/2
-	bytes := float64(info.WeightBytes) + float64(c.batch)*meanContext*float64(info.KVBytesPerToken)
+	bytes := info.StepWeightBytes(c.batch) + float64(c.batch)*meanContext*float64(info.KVBytesPerToken)
 	return time.Duration(bytes / *info.ReadBandwidth * float64(time.Second)), true
 }
 

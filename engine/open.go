@@ -160,6 +160,7 @@ func backendOptions(o *Options, cfg *model.Config, progress func(string, float64
 		MaxRows: o.MaxRunningRequests, MaxTokens: o.MaxPrefillTokens, MaxContext: o.ContextLength, PageSize: o.PageSize,
 		MemFraction: o.MemFractionStatic, KVDType: o.KVCacheDType, DType: o.DType, Quantization: o.Quantization,
 		Threads: o.Threads, DisableGraph: o.DisableCUDAGraph, Deterministic: o.Deterministic, Progress: progress,
+		SimulateUniformExperts: o.SimulateUniformExperts,
 	}
 	if o.MaxTotalTokens > 0 {
 		if b.PageSize == 0 {

@@ -11,32 +11,33 @@ import (
 // Options configures an engine. The table in optionTable gives every field its flag, environment variable, default and help;
 // benchmarks and the server read the same table.
 type Options struct {
-	ModelPath            string
-	TokenizerPath        string
-	SkipTokenizerInit    bool
-	LoadFormat           string
-	JSONModelOverrides   string
-	Device               string
-	DType                string
-	Quantization         string
-	KVCacheDType         string
-	ContextLength        int
-	MemFractionStatic    float64
-	MaxRunningRequests   int
-	MaxQueuedRequests    int
-	MaxTotalTokens       int
-	ChunkedPrefillSize   int
-	MaxPrefillTokens     int
-	SchedulePolicy       string
-	PageSize             int
-	DisableRadixCache    bool
-	DisableOverlap       bool
-	DisableCUDAGraph     bool
-	RandomSeed           int64
-	Threads              int
-	Deterministic        bool
-	SpeculativeAlgorithm string
-	SpeculativeNumTokens int
+	ModelPath              string
+	TokenizerPath          string
+	SkipTokenizerInit      bool
+	LoadFormat             string
+	JSONModelOverrides     string
+	Device                 string
+	DType                  string
+	Quantization           string
+	KVCacheDType           string
+	ContextLength          int
+	MemFractionStatic      float64
+	MaxRunningRequests     int
+	MaxQueuedRequests      int
+	MaxTotalTokens         int
+	ChunkedPrefillSize     int
+	MaxPrefillTokens       int
+	SchedulePolicy         string
+	PageSize               int
+	DisableRadixCache      bool
+	DisableOverlap         bool
+	DisableCUDAGraph       bool
+	RandomSeed             int64
+	Threads                int
+	Deterministic          bool
+	SimulateUniformExperts bool
+	SpeculativeAlgorithm   string
+	SpeculativeNumTokens   int
 }
 
 // Option is one row of a table of options: everything there is to know of a flag. Benchmarks and the server add rows of their
@@ -89,6 +90,7 @@ func (o *Options) Table() []Option {
 		{Name: "random-seed", Value: &o.RandomSeed, Help: "seed of requests that bring none"},
 		{Name: "threads", Value: &o.Threads, Help: "worker threads of the CPU backend; 0: one a processor"},
 		{Name: "deterministic", Aliases: []string{"enable-deterministic-inference"}, Value: &o.Deterministic, Help: "results do not depend on batch mates, bit for bit"},
+		{Name: "simulate-uniform-experts", Value: &o.SimulateUniformExperts, Help: "choose a mixture's experts evenly instead of by its router: for speed with dummy weights, whose routers are uneven; the output means nothing"},
 		{Name: "speculative-algorithm", Value: &o.SpeculativeAlgorithm, Choices: []string{"", "NGRAM"}, Help: "where draft tokens come from; not built yet, so only none is taken"},
 		{Name: "speculative-num-draft-tokens", Value: &o.SpeculativeNumTokens, Help: "drafted tokens of a step; not built yet"},
 	}

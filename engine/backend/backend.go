@@ -54,10 +54,15 @@ type Info struct {
 	NumPages   int    // KV pages; ids are 0..NumPages-1
 	MaxDrafts  int    // the most draft tokens of one step, all rows together; 0: rows carry none
 
-	WeightBytes     int64 // read once by every decode step
+	WeightBytes     int64 // read once by every decode step, whatever its rows
 	KVBytesPerToken int64 // of all layers, K and V
 	// ReadBandwidth is the device's read-only memory bandwidth in bytes a second as measured at start; nil where it was not.
 	ReadBandwidth *float64
+
+	// Of a mixture: how many experts a layer has, how many each token takes, and the bytes of one expert's weights in all layers. They
+	// are not among WeightBytes: see [Info.StepWeightBytes].
+	Experts, ExpertsPerToken int
+	ExpertBytes              int64
 }
 
 // Batch is one step. Rows is in no particular order; a slot appears at most once.
@@ -196,6 +201,9 @@ type Options struct {
 	Threads       int  // CPU backend: worker threads; 0: one a processor
 	DisableGraph  bool // CUDA backend: launch kernels one by one instead of replaying a graph
 	Deterministic bool // results do not depend on a row's batch mates, bit for bit
+	// SimulateUniformExperts chooses a mixture's experts by [UniformExpert] instead of by the router, whose weights stay: for speed with
+	// dummy weights, whose routers are uneven. What the model says means nothing then.
+	SimulateUniformExperts bool
 	// Progress is told of long work at start: done of total in unit ("GiB", "kernels"). It may be nil.
 	Progress func(phase string, done, total float64, unit string)
 }

@@ -122,12 +122,13 @@ func open(cfg *model.Config, w *weights.Store, o backend.Options, p *pool, ks *k
 		Name: "cpu", Device: deviceName(p.threads(), ks.name), DType: net.dtype,
 		VocabSize: cfg.VocabSize, MaxContext: o.MaxContext, MaxRows: o.MaxRows, MaxTokens: o.MaxTokens,
 		PageSize: o.PageSize, NumPages: numPages, MaxDrafts: o.MaxDrafts,
-		WeightBytes: net.bytes, KVBytesPerToken: perToken,
+		WeightBytes: net.bytes - int64(cfg.NumExperts)*net.expertBytes, KVBytesPerToken: perToken,
+		Experts: cfg.NumExperts, ExpertsPerToken: cfg.NumExpertsPerToken, ExpertBytes: net.expertBytes,
 	}
 	return &Backend{
 		info: info,
 		stepper: &stepper{
-			cfg: cfg, net: net, pool: p, kernels: ks, bf16KV: bf16KV, invFreq: cfg.InvFreq(),
+			cfg: cfg, net: net, pool: p, kernels: ks, bf16KV: bf16KV, uniformExperts: o.SimulateUniformExperts, invFreq: cfg.InvFreq(),
 			cache: kvCache{layers: cfg.NumLayers, heads: cfg.NumKVHeads, dim: cfg.HeadDim, pageSize: o.PageSize,
 				pages: make([]kvPage, numPages)},
 			sequences: make([]*sequence, o.MaxRows),

@@ -13,7 +13,9 @@ type stepper struct {
 	kernels *kernels
 	cache   kvCache
 	bf16KV  bool
-	invFreq []float64
+	// uniformExperts takes the choice of experts from the router: backend.Options.SimulateUniformExperts.
+	uniformExperts bool
+	invFreq        []float64
 
 	sequences []*sequence // by slot
 
@@ -47,6 +49,7 @@ type tokenPlace struct {
 	position int
 	page     int32
 	slot     int // inside the page
+	sequence int // the row's slot
 }
 
 // parallelRows is the number of tokens from which per-token work is shared between workers: below it, the sharing costs more.
@@ -94,7 +97,7 @@ func (s *stepper) forward() {
 		s.normRows(normed, x, y.mlpNorm, n)
 		s.notes.note("norm", l, n)
 		if y.router != nil {
-			s.mixture(y, x, normed, n)
+			s.mixture(y, l, x, normed, n)
 			continue
 		}
 		out := grow(&s.mlpOut, n*hidden)
@@ -113,7 +116,7 @@ func (s *stepper) place() {
 		s.cache.touch(r.Pages, r.Position, r.Position+r.NumTokens(), s.bf16KV)
 		for j := range r.NumTokens() {
 			p := r.Position + j
-			t := tokenPlace{position: p, page: r.Pages[p/size], slot: p % size}
+			t := tokenPlace{position: p, page: r.Pages[p/size], slot: p % size, sequence: r.Slot}
 			switch {
 			case len(r.Tokens) > 0:
 				t.id = r.Tokens[j]

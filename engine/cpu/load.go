@@ -33,6 +33,9 @@ type network struct {
 
 	bytes int64  // of what a decode step reads
 	dtype string // that most of bytes are stored in
+	// expertBytes are those of one expert in all layers; of a mixture all experts are stored alike. They are counted in bytes as often as there
+	// are experts.
+	expertBytes int64
 }
 
 // loader takes tensors from a store by name and keeps the first error.
@@ -67,6 +70,13 @@ func load(cfg *model.Config, store *weights.Store, p *pool, progress func(string
 	}
 	if l.err != nil {
 		return nil, l.err
+	}
+	for i := range n.layers {
+		if experts := n.layers[i].experts; len(experts) > 0 {
+			for _, m := range []*matrix{experts[0].gate, experts[0].up, experts[0].down} {
+				n.expertBytes += int64(len(m.tensor.Data))
+			}
+		}
 	}
 	for t, bytes := range l.byDType {
 		n.bytes += bytes

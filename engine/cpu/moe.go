@@ -3,6 +3,8 @@ package cpu
 import (
 	"cmp"
 	"slices"
+
+	"github.com/tokamak-engine/tokamak/engine/backend"
 )
 
 // moe is a mixture layer's working memory.
@@ -19,14 +21,21 @@ type assignment struct {
 }
 
 // mixture adds to x, [n, hidden], what each token's NumExpertsPerToken likeliest experts make of in, weighted by the router's
-// softmax (renormalised over the chosen if NormTopKProb). A token's sum runs over its experts by ascending number.
-func (s *stepper) mixture(y *layer, x, in []float32, n int) {
+// softmax (renormalised over the chosen if NormTopKProb). A token's sum runs over its experts by ascending number. y is layer number l.
+func (s *stepper) mixture(y *layer, l int, x, in []float32, n int) {
 	m, hidden, experts := &s.moe, s.cfg.HiddenSize, len(y.experts)
 	router := grow(&m.router, n*experts)
 	s.multiply(in, n, product{y.router, router})
 	m.assignments = m.assignments[:0]
 	for i := range n {
 		m.assignments = append(m.assignments, route(router[i*experts:(i+1)*experts], i, s.cfg.NumExpertsPerToken, s.cfg.NormTopKProb)...)
+	}
+	if s.uniformExperts {
+		for i := range m.assignments {
+			a := &m.assignments[i]
+			t := &s.tokens[a.token]
+			a.expert = backend.UniformExpert(t.sequence, t.position, l, i%s.cfg.NumExpertsPerToken, experts, s.cfg.NumExpertsPerToken)
+		}
 	}
 	slices.SortStableFunc(m.assignments, func(a, b assignment) int { return cmp.Compare(a.expert, b.expert) })
 	for rest := m.assignments; len(rest) > 0; {

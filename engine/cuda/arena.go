@@ -91,6 +91,7 @@ func weightArena(c *model.Config, s shape, w *weights.Store, b *buffers, layers 
 	plain(&b.Embed, s.Vocab*s.Hidden, "model.embed_tokens.weight")
 	for i := range layers {
 		l, prefix := &layers[i], fmt.Sprintf("model.layers.%d.", i)
+		l.Layer = i
 		attn, mlp := prefix+"self_attn.", prefix+"mlp."
 		plain(&l.Norm1, s.Hidden, prefix+"input_layernorm.weight")
 		matrix(&l.WQKV, s.qkvDim(), s.Hidden, []string{attn + "q_proj.weight", attn + "k_proj.weight", attn + "v_proj.weight"})
@@ -103,6 +104,11 @@ func weightArena(c *model.Config, s shape, w *weights.Store, b *buffers, layers 
 		}
 		matrix(&l.WO, s.Hidden, s.qDim(), []string{attn + "o_proj.weight"})
 		plain(&l.Norm2, s.Hidden, prefix+"post_attention_layernorm.weight")
+		if s.MoE.Experts > 0 {
+			plain(&l.Router, s.MoE.Experts*s.Hidden, mlp+"gate.weight")
+			parts = append(parts, experts(a, s, l, mlp, find)...)
+			continue
+		}
 		matrix(&l.WGU, 2*s.Inter, s.Hidden, []string{mlp + "gate_proj.weight", mlp + "up_proj.weight"}, rowsOfGate, rowsOfUp)
 		matrix(&l.WDown, s.Hidden, s.Inter, []string{mlp + "down_proj.weight"})
 	}
@@ -144,8 +150,11 @@ func workArena(d device, s shape, b *buffers) *arena {
 	a.take(&b.XN, t*int64(s.Hidden)*bf16Bytes)
 	a.take(&b.QKV, t*int64(s.qkvDim())*bf16Bytes)
 	a.take(&b.Att, t*int64(s.qDim())*bf16Bytes)
-	a.take(&b.GU, t*int64(2*s.Inter)*bf16Bytes)
-	a.take(&b.Act, t*int64(s.Inter)*bf16Bytes)
+	a.take(&b.GU, s.guBytes())
+	a.take(&b.Act, s.actBytes())
+	for _, r := range b.MoE.rooms(s) {
+		a.take(r.to, r.bytes)
+	}
 	a.take(&b.XS, int64(s.logitRows())*int64(s.Hidden)*bf16Bytes)
 	a.take(&b.Logits, int64(s.logitRows())*int64(s.Vocab)*4)
 	a.take(&b.AttnScratch, attnScratchBytes(d, s))

@@ -345,7 +345,6 @@ func TestErrors(t *testing.T) {
 		want   string
 	}{
 		"heads":      {func(c *model.Config, _ *backend.Options) { c.HeadDim = 80 + 8 }, "heads of 88"},
-		"experts":    {func(c *model.Config, _ *backend.Options) { c.NumExperts = 8 }, "mixture-of-experts"},
 		"page size":  {func(_ *model.Config, o *backend.Options) { o.PageSize = 48 }, "want 16, 32 or 64"},
 		"dtype":      {func(_ *model.Config, o *backend.Options) { o.DType = "float16" }, "computes in bfloat16"},
 		"KV dtype":   {func(_ *model.Config, o *backend.Options) { o.KVDType = "fp8_e4m3" }, "has auto and bfloat16"},

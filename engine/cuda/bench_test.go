@@ -112,7 +112,7 @@ func decodeCase(b *testing.B, be *Backend, name string, rows, in int) {
 	require.NoError(b, be.Wait(last, &out))
 	overlap := time.Since(began) / steps
 	ctx := in + 100
-	bytes := float64(info.WeightBytes) + float64(rows)*float64(ctx+1)*float64(info.KVBytesPerToken)
+	bytes := info.StepWeightBytes(rows) + float64(rows)*float64(ctx+1)*float64(info.KVBytesPerToken)
 	floor := time.Duration(bytes / *info.ReadBandwidth * 1e9)
 	fmt.Printf("decode %s batch=%d in=%d: step %v sync, %v overlapped; floor %v = %.3f / %.3f of it; prefill %v\n", name, rows, in, syncTime, overlap, floor,
 		float64(floor)/float64(syncTime), float64(floor)/float64(overlap), prefill/time.Duration(rows))

@@ -39,6 +39,7 @@ type buffers struct {
 	Sampled                  ptr // Sampled [MaxRows]: what sample gives publish
 	Top                      ptr // TokenLogProb [MaxRows, maxTop]
 	Targets, TargetLogProbs  ptr // i32, f32 [MaxTokens]
+	MoE                      moeBuffers
 
 	// Weights that do not belong to a layer.
 	Rope        ptr // float2 (cos, sin) [MaxContext, Dim/2]
@@ -53,6 +54,8 @@ type buffers struct {
 type layerWeights struct {
 	Norm1, BQKV, QNorm, KNorm, Norm2 ptr // BQKV, QNorm and KNorm are 0 where the family has none
 	WQKV, WO, WGU, WDown             weight
+	Router                           ptr // bf16 [Experts, Hidden], mixture layers; WGU and WDown are then all experts', one behind the other
+	Layer                            int
 }
 
 const (

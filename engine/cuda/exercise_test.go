@@ -29,6 +29,7 @@ func exerciseModels() map[string]*model.Config {
 	small := *models["qwen2"]
 	small.NumHeads, small.NumKVHeads, small.HeadDim = 8, 2, 32
 	models["heads of 32"] = &small
+	models["mixture"] = mixtureModel(8, 2)
 	return models
 }
 
@@ -62,12 +63,15 @@ func (x *exercise) launch(rows []backend.Row) backend.StepID {
 			bytes int64
 		}{
 			{b.X, t * int64(s.Hidden) * bf16Bytes}, {b.XN, t * int64(s.Hidden) * bf16Bytes}, {b.QKV, t * int64(s.qkvDim()) * bf16Bytes},
-			{b.Att, t * int64(s.qDim()) * bf16Bytes}, {b.GU, t * int64(2*s.Inter) * bf16Bytes}, {b.Act, t * int64(s.Inter) * bf16Bytes},
+			{b.Att, t * int64(s.qDim()) * bf16Bytes}, {b.GU, s.guBytes()}, {b.Act, s.actBytes()},
 			{b.XS, l * int64(s.Hidden) * bf16Bytes}, {b.Logits, l * int64(s.Vocab) * 4}, {b.Sampled, 16 * l}, {b.Top, 8 * maxTop * l},
 			{b.TokID, 4 * t}, {b.TokPos, 4 * t}, {b.TokSlot, 4 * t}, {b.RowSlot, 4 * l}, {b.RowPos, 4 * l}, {b.RowLen, 4 * l}, {b.RowStart, 4 * l},
 			{b.RowCtx, 4 * l}, {b.SampleTok, 4 * l}, {b.SampleSlot, 4 * l}, {b.SamplePos, 4 * l}, {b.MaskRow, 4 * l},
 		} {
-			require.NoError(x, driver.Memset(room.p, 0xFF, room.bytes, x.b.stream))
+			require.NoError(x, driver.Memset(room.p, 0xFF, max(room.bytes, 1), x.b.stream))
+		}
+		for _, room := range b.MoE.rooms(s) {
+			require.NoError(x, driver.Memset(*room.to, 0xFF, room.bytes, x.b.stream))
 		}
 	}
 	id, err := x.b.Launch(&backend.Batch{Rows: rows})

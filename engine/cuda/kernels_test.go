@@ -42,6 +42,14 @@ func testShapes() map[string]shape {
 		"smollm2-135m": with(func(s *shape) {
 			s.Hidden, s.Inter, s.Heads, s.KVHeads, s.Dim, s.Vocab, s.TiedHead = 576, 1536, 9, 3, 64, 49152, true
 		}),
+		"qwen3-30b-a3b": with(func(s *shape) {
+			s.Hidden, s.Inter, s.Heads, s.KVHeads, s.Dim, s.Vocab, s.QKNorm, s.Eps = 2048, 6144, 32, 4, 128, 151936, true, 1e-6
+			s.MoE = moeShape{Experts: 128, TopK: 8, Inter: 768, NormTopK: true}
+		}),
+		"tiny-moe": with(func(s *shape) {
+			s.Hidden, s.Inter, s.Heads, s.KVHeads, s.Dim, s.Vocab, s.QKNorm = 72, 64, 4, 2, 16, 515, true
+			s.MoE = moeShape{Experts: 60, TopK: 4, Inter: 40, Uniform: true}
+		}),
 		"tiny-window": with(func(s *shape) {
 			s.Hidden, s.Inter, s.Heads, s.KVHeads, s.Dim, s.Vocab, s.Window, s.Page, s.MaxPages = 64, 176, 4, 2, 16, 515, 40, 16, 32
 		}),

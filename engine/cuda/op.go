@@ -64,6 +64,7 @@ type shape struct {
 	Page, MaxPages        int // tokens of a page; pages of one sequence
 	MaxRows, MaxTokens    int
 	MaxContext, NumPages  int
+	MoE                   moeShape
 	Deterministic         bool // a row's results do not depend on its batch mates
 	TiedHead              bool
 	Dequantised           int // elements of the largest matrix of four bits, of which there is room for a bf16 copy; 0: there are none
@@ -85,7 +86,7 @@ func newShape(c *model.Config) shape {
 	return shape{
 		Hidden: c.HiddenSize, Inter: c.IntermediateSize, Layers: c.NumLayers, Heads: c.NumHeads, KVHeads: c.NumKVHeads,
 		Dim: c.HeadDim, Vocab: c.VocabSize, Eps: c.RMSNormEps, QKVBias: c.QKVBias, QKNorm: c.QKNorm, Window: c.SlidingWindow,
-		TiedHead: c.TieEmbeddings,
+		TiedHead: c.TieEmbeddings, MoE: newMoEShape(c),
 	}
 }
 

@@ -172,6 +172,10 @@ func (b *Backend) open(cfg *model.Config, w *weights.Store, o backend.Options, s
 	began := time.Now()
 	s := newShape(cfg)
 	s.Deterministic = o.Deterministic
+	s.MoE.Uniform = o.SimulateUniformExperts
+	if err := checkMixture(b.device, s); err != nil {
+		return fmt.Errorf("%s: %w", cfg.Architecture, err)
+	}
 	s.Page, s.MaxContext, s.MaxPages = o.PageSize, o.MaxContext, (o.MaxContext+o.PageSize-1)/o.PageSize
 	s.MaxRows, s.MaxTokens = bucketFor(o.MaxRows), pad(max(o.MaxTokens, bucketFor(o.MaxRows)), tokenPad)
 	layers := make([]layerWeights, cfg.NumLayers)
@@ -243,6 +247,7 @@ func (b *Backend) open(cfg *model.Config, w *weights.Store, o backend.Options, s
 		Name: "cuda", Device: b.device.Name, DType: "bfloat16", VocabSize: s.Vocab, MaxContext: o.MaxContext, MaxRows: o.MaxRows, MaxTokens: o.MaxTokens,
 		PageSize: s.Page, NumPages: s.NumPages, WeightBytes: weightBytes, KVBytesPerToken: int64(2*s.kvDim()*s.Layers) * bf16Bytes, ReadBandwidth: bandwidth,
 	}
+	s.MoE.info(&b.info, s)
 	b.slots = make([]slot, s.MaxRows)
 	b.checker = backend.NewChecker(b.info)
 	if !b.noGraph {

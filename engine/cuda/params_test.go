@@ -23,7 +23,7 @@ func TestParamsMirrorKernels(t *testing.T) {
 		t.Skipf("no compiler: %v", err)
 	}
 	d, s := testDevices["sm_90"], testShapes()["llama-8b"]
-	b, w := &buffers{}, layerWeights{}
+	b, w, m := &buffers{}, layerWeights{}, testShapes()["qwen3-30b-a3b"]
 	for _, c := range []struct {
 		op     op // its unit is compiled
 		name   string
@@ -51,6 +51,14 @@ func TestParamsMirrorKernels(t *testing.T) {
 		{startOp(d, s, b, 1), "Params", startParams{}, "starts step bias_at token_at slot_param bias counts slot_token"},
 		{startOp(d, s, b, 1), "StartEntry", startEntry{}, "params slot token bias_first prompt_first prompt output_first output"},
 		{startOp(d, s, b, 1), "SlotParams", slotParams{}, "seed temperature top_p min_p repetition presence frequency top_k num_bias flags top_logprobs"},
+		{moeRouterOp(m, b, w, 1), "Params", moeRouterParams{}, "x gamma w tok_slot tok_pos xn routing tokens layer"},
+		{moeGateUpOp(d, m, b, w, 1), "Params", moeGateUpParams{}, "w xn routing act tokens"},
+		{moeDownOp(d, m, b, w, 1), "Params", moeDownParams{}, "w act routing x tokens"},
+		{moeTopKOp(m, b, w, 64), "Params", moeTopKParams{}, "logits tok_slot tok_pos expert weight pair tokens layer"},
+		{moeSortOp(m, b, 64), "Params", moeSortParams{}, "expert pair count first entries"},
+		{moePermuteOp(m, b, 64), "Params", moePermuteParams{}, "xn pair xp"},
+		{moeCombineOp(m, b, 64), "Params", moeCombineParams{}, "y pair weight x"},
+		{moeGEMMDownOp(d, m, b, w, 64, m.moeTile(64)), "Params", moeGEMMParams{}, "w x y count first"},
 		{fillOp(d, 0, &weights.Tensor{Shape: []int{8, 8}, Dummy: &weights.Dummy{}}, rowsInOrder), "FillParams", fillParams{}, "dst count cols seed step constant interleave mask"},
 		{fillInt4Op(d, 0, &weights.Tensor{Shape: []int{8, 8}, Dummy: &weights.Dummy{}}, rowsInOrder), "W4FillParams", w4FillParams{}, "dst count block seed constant interleave"},
 		{product{linear: s.qkv(1), w: weight{Group: 128}}.w4Op(d), "Params", w4GemvParams{}, "w scale x gamma bias y tokens"},

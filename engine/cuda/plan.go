@@ -185,6 +185,11 @@ func (p *planner) units() []unit {
 		}
 	}
 	add(p.targets(0, targetRows))
+	if p.shape.MoE.Experts > 0 { // its tiles follow the number of tokens
+		for n := tokenPad; n < p.shape.MaxTokens; n *= 2 {
+			add(p.moe(stepShape{tokens: n}, p.layers[0]))
+		}
+	}
 	start := startOp(p.device, p.shape, p.buffers, 1)
 	seen[start.Unit] = true
 	list := make([]unit, 0, len(seen))

@@ -26,6 +26,9 @@ func (p *planner) o(st stepShape, l layerWeights) []node {
 
 // mlp lists what adds the feed-forward block's output to the residual stream.
 func (p *planner) mlp(st stepShape, l layerWeights) []node {
+	if p.shape.MoE.Experts > 0 {
+		return p.moe(st, l)
+	}
 	gateUp := p.product(product{linear: p.shape.gateUp(st.tokens), w: l.WGU, x: p.buffers.X, gamma: l.Norm2, y: p.buffers.Act})
 	return append(gateUp, p.product(product{linear: p.shape.down(st.tokens), w: l.WDown, x: p.buffers.Act, y: p.buffers.X})...)
 }

@@ -193,6 +193,21 @@ DEVICE u64 policy_evict_last() {
 	return p;
 }
 #endif
+// ---- clusters, sm_90 ----
+#if ARCH >= 900
+DEVICE u32 cluster_rank() {
+	u32 r;
+	asm volatile("mov.u32 %0, %%cluster_ctarank;" : "=r"(r));
+	return r;
+}
+// cluster_sync waits for all threads of all CTAs of the cluster; what they stored before, to each other's shared memory too, is seen after.
+DEVICE void cluster_sync() {
+	asm volatile("barrier.cluster.arrive.release.aligned;\nbarrier.cluster.wait.acquire.aligned;" ::: "memory");
+}
+DEVICE void cluster_store(float* p, u32 rank, float v) {  // to p of the CTA of that rank
+	asm volatile("{\n.reg .u32 a;\nmapa.shared::cluster.u32 a, %0, %1;\nst.shared::cluster.f32 [a], %2;\n}" ::"r"(smem_addr(p)), "r"(rank), "f"(v) : "memory");
+}
+#endif
 DEVICE void barrier_sync(u32 id, u32 threads) { asm volatile("bar.sync %0, %1;" ::"r"(id), "r"(threads) : "memory"); }
 
 // ---- warpgroup matrix units, sm_90a ----

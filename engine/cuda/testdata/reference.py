@@ -19,7 +19,7 @@ if int(transformers.__version__.split(".")[0]) < 5:
 torch.backends.cuda.matmul.allow_tf32 = False
 device = "cuda" if torch.cuda.is_available() else "cpu"
 sequences, length = 8, 250
-for family in ["llama", "llama-tied", "mistral", "mistral-window", "qwen2", "qwen2-yarn", "qwen3"]:
+for family in ["llama", "llama-tied", "mistral", "mistral-window", "qwen2", "qwen2-yarn", "qwen3", "qwen3-moe"]:
     path = os.path.join("fixtures", "tinymodel", family)
     logits = []
     for dtype in [torch.float32, torch.bfloat16]:

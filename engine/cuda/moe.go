@@ -1,0 +1,212 @@
+//go:build cuda
+
+package cuda
+
+import (
+	"errors"
+	"fmt"
+
+	"github.com/tokamak-engine/tokamak/engine/backend"
+	"github.com/tokamak-engine/tokamak/engine/cuda/driver"
+	"github.com/tokamak-engine/tokamak/engine/model"
+	"github.com/tokamak-engine/tokamak/engine/weights"
+)
+
+// Mixture layers. A pair is a token and one of its experts; pairs are numbered by expert, then by token. Up to gemvRows tokens take three
+// launches that read each needed expert once: moe_router, moe_gate_up, moe_down. More are sorted by expert and multiplied by moe_gemm_sm90.
+
+// moeShape is the sizes of a mixture layer; Experts is 0 where layers are dense.
+type moeShape struct {
+	Experts, TopK, Inter int
+	NormTopK             bool // weights of the chosen sum to 1
+	Uniform              bool // experts are chosen evenly instead of by the router
+}
+
+func newMoEShape(c *model.Config) moeShape {
+	return moeShape{Experts: c.NumExperts, TopK: c.NumExpertsPerToken, Inter: c.MoEIntermediateSize, NormTopK: c.NormTopKProb}
+}
+
+const (
+	moeMaxExperts = 256 // one byte more would not do: threads of a CTA stand for experts
+	moeMaxTopK    = 32  // lanes of a warp stand for choices
+	moeThreads    = 512 // of the kernels of small steps
+	moeRouterCTAs = 8   // one cluster
+	// moeSmem is the least shared memory of moe_gate_up: more than half an SM's, so that a second CTA does not come to an SM while others have none.
+	moeSmem = 116 << 10
+)
+
+// checkMixture tells what of a mixture the kernels cannot run on d.
+func checkMixture(d device, s shape) error {
+	m := s.MoE
+	var problem string
+	switch {
+	case m.Experts == 0:
+		return nil
+	case d.SM != 90:
+		problem = fmt.Sprintf("mixtures of experts on compute capability %d.%d (9.0 is)", d.SM/10, d.SM%10)
+	case m.Experts > moeMaxExperts || m.TopK > moeMaxTopK:
+		problem = fmt.Sprintf("%d experts, %d a token (up to %d and %d are)", m.Experts, m.TopK, moeMaxExperts, moeMaxTopK)
+	case m.Inter%8 != 0:
+		problem = fmt.Sprintf("experts of intermediate size %d (multiples of 8 are)", m.Inter)
+	case moeGateUpOp(d, s, &buffers{}, layerWeights{}, gemvRows).Smem > d.MaxSmem:
+		problem = fmt.Sprintf("experts of hidden size %d", s.Hidden)
+	default:
+		return nil
+	}
+	return errors.New("not supported by the CUDA kernels: " + problem + "; use --device cpu")
+}
+
+// distinct is the number of experts that so many tokens are expected to need.
+func (m moeShape) distinct(tokens int) float64 {
+	return backend.DistinctExperts(m.Experts, m.TopK, tokens)
+}
+
+// expertBytes is the size of one expert's weights in one layer.
+func (s shape) expertBytes() int64 { return 3 * int64(s.MoE.Inter) * int64(s.Hidden) * bf16Bytes }
+
+// defines are those of moe.cuh.
+func (m moeShape) defines(more string, values ...any) string {
+	flag := map[bool]int{true: 1}
+	return fmt.Sprintf("EXPERTS=%d MOE_INTER=%d NORM_TOP_K=%d TOP_K=%d UNIFORM=%d", m.Experts, m.Inter, flag[m.NormTopK], m.TopK, flag[m.Uniform]) +
+		fmt.Sprintf(more, values...)
+}
+
+// moeBuffers are what mixture layers need beside the others; activations of pairs are in buffers.Act.
+type moeBuffers struct {
+	Routing      ptr // Routing of moe.cuh: a small step's pairs
+	Logits       ptr // f32 [tokenRows, Experts]
+	Expert       ptr // u16 [tokenRows, TopK]
+	Weight       ptr // f32 [tokenRows, TopK]
+	Pair         ptr // i32 [tokenRows, TopK]
+	Count, First ptr // i32 [Experts]
+	X            ptr // bf16 [tokenRows*TopK, Hidden]: inputs by pair, then outputs
+}
+
+// rooms lists what m points at, and its size.
+func (m *moeBuffers) rooms(s shape) []moeRoom {
+	if s.MoE.Experts == 0 {
+		return nil
+	}
+	tokens, experts := int64(s.tokenRows()), int64(s.MoE.Experts)
+	pairs := tokens * int64(s.MoE.TopK)
+	return []moeRoom{{&m.Routing, routingBytes(s.MoE)}, {&m.Logits, 4 * tokens * experts}, {&m.Expert, 2 * pairs}, {&m.Weight, 4 * pairs}, {&m.Pair, 4 * pairs},
+		{&m.Count, 4 * experts}, {&m.First, 4 * experts}, {&m.X, pairs * int64(s.Hidden) * bf16Bytes}}
+}
+
+type moeRoom struct {
+	to    *ptr
+	bytes int64
+}
+
+// guBytes and actBytes are the sizes of the feed-forward block's activations.
+func (s shape) guBytes() int64 {
+	if s.MoE.Experts > 0 {
+		return 0 // moe_gate_up and moe_gemm_sm90 keep it to themselves
+	}
+	return int64(s.tokenRows()) * int64(2*s.Inter) * bf16Bytes
+}
+
+func (s shape) actBytes() int64 {
+	if s.MoE.Experts > 0 {
+		return int64(s.tokenRows()) * int64(s.MoE.TopK*s.MoE.Inter) * bf16Bytes
+	}
+	return int64(s.tokenRows()) * int64(s.Inter) * bf16Bytes
+}
+
+// experts gives a layer's experts their places, those of a kind one behind the other, in bf16 whatever the files hold.
+func experts(a *arena, s shape, l *layerWeights, mlp string, find func(name string) *weights.Tensor) []part {
+	one := int64(s.MoE.Inter) * int64(s.Hidden) * bf16Bytes
+	a.take(&l.WGU.Data, int64(s.MoE.Experts)*2*one)
+	a.take(&l.WDown.Data, int64(s.MoE.Experts)*one)
+	parts := make([]part, 0, 3*s.MoE.Experts)
+	for e := range s.MoE.Experts {
+		at := fmt.Sprintf("%sexperts.%d.", mlp, e)
+		parts = append(parts, part{tensor: find(at + "gate_proj.weight"), array: bf16Array(&l.WGU.Data, s.Hidden), shift: int64(e) * 2 * one, order: rowsOfGate},
+			part{tensor: find(at + "up_proj.weight"), array: bf16Array(&l.WGU.Data, s.Hidden), shift: int64(e) * 2 * one, order: rowsOfUp},
+			part{tensor: find(at + "down_proj.weight"), array: bf16Array(&l.WDown.Data, s.MoE.Inter), shift: int64(e) * one})
+	}
+	return parts
+}
+
+// info tells which part of the weights a step reads by its rows' choices.
+func (m moeShape) info(i *backend.Info, s shape) {
+	if m.Experts == 0 {
+		return
+	}
+	i.Experts, i.ExpertsPerToken, i.ExpertBytes = m.Experts, m.TopK, int64(s.Layers)*s.expertBytes()
+	i.WeightBytes -= int64(m.Experts) * i.ExpertBytes
+}
+
+// routingBytes is the size of Routing of moe.cuh.
+func routingBytes(m moeShape) int64 {
+	pairs := gemvRows * m.TopK
+	return int64(16 + 3*4*pad(min(m.Experts, pairs), 4) + 2*4*pad(pairs, 4))
+}
+
+// moe lists what adds a mixture layer's output to the residual stream.
+func (p *planner) moe(st stepShape, l layerWeights) []node {
+	d, s, b, m := p.device, p.shape, p.buffers, st.tokens
+	if m <= gemvRows && !s.Deterministic {
+		return nodesOf(moeRouterOp(s, b, l, m), moeGateUpOp(d, s, b, l, m), moeDownOp(d, s, b, l, m))
+	}
+	nodes := nodesOf(rmsnormOp(d, s, b, l.Norm2, m))
+	nodes = append(nodes, p.blas(driver.GEMM{M: m, N: s.MoE.Experts, K: s.Hidden, W: l.Router, X: b.XN, Y: b.MoE.Logits, F32: true})...)
+	t := s.moeTile(m)
+	return append(nodes, nodesOf(moeTopKOp(s, b, l, m), moeSortOp(s, b, m), moePermuteOp(s, b, m), moeGEMMGateUpOp(d, s, b, l, m, t), moeGEMMDownOp(d, s, b, l, m, t),
+		moeCombineOp(s, b, m))...)
+}
+
+// moeRouterParams mirrors Params of moe_router.cu.
+type moeRouterParams struct {
+	X, Gamma, W, TokSlot, TokPos, XN, Routing ptr
+	Tokens, Layer                             int32
+}
+
+// moeRouterOp: xn = norm(x), and the routing of m tokens.
+func moeRouterOp(s shape, b *buffers, l layerWeights, m int) op {
+	p := moeRouterParams{X: b.X, Gamma: l.Norm2, W: l.Router, TokSlot: b.TokSlot, TokPos: b.TokPos, XN: b.XN, Routing: b.MoE.Routing, Tokens: int32(m), Layer: int32(l.Layer)}
+	experts, tiles := s.MoE.Experts, ceilDiv(m, 8)
+	shared := moeThreads/32*tiles*16*8*4 + gemvRows*experts*4 + experts*8 + gemvRows*s.MoE.TopK*8 + (experts/32+1)*4 // struct Shared of moe_router.cu
+	return op{Name: "moe_router", Unit: unit{"moe_router.cu", "moe_router", s.MoE.defines(" M=%d", pad(m, 8))}, Grid: [3]int{moeRouterCTAs, 1, 1}, Block: moeThreads,
+		Cluster: moeRouterCTAs, Smem: pad(shared, 16) + m*(s.Hidden+32)*bf16Bytes + 64, PDL: true, Params: paramBytes(&p),
+		Bytes: int64(experts+2*m) * int64(s.Hidden) * bf16Bytes, FLOPs: 2 * int64(m) * int64(experts) * int64(s.Hidden)}
+}
+
+// moeGateUpParams mirrors Params of moe_gate_up.cu.
+type moeGateUpParams struct {
+	W, XN, Routing, Act ptr
+	Tokens, _           int32
+}
+
+// moeGateUpOp: act[pair] = weight * silu(gate) * up.
+func moeGateUpOp(d device, s shape, b *buffers, l layerWeights, m int) op {
+	blocks := 1
+	if s.MoE.Inter%16 == 0 {
+		blocks = moeBlocks
+	}
+	tiles, units := ceilDiv(m, 8), ceilDiv(s.MoE.Inter, 8*blocks)
+	smem := 2*moeThreads/32*blocks*tiles*16*8*4 + int(routingBytes(s.MoE)) + m*(s.Hidden+32)*bf16Bytes + 64 // struct Shared of moe_gate_up.cu
+	p := moeGateUpParams{W: l.WGU.Data, XN: b.XN, Routing: b.MoE.Routing, Act: b.Act, Tokens: int32(m)}
+	return op{Name: "moe_gate_up", Unit: unit{"moe_gate_up.cu", "moe_gate_up", s.MoE.defines(" BLOCKS=%d M=%d", blocks, pad(m, 8))},
+		Grid: [3]int{min(d.SMs, min(s.MoE.Experts, m*s.MoE.TopK)*units), 1, 1}, Block: moeThreads, Smem: max(moeSmem, smem), PDL: true, Params: paramBytes(&p),
+		Bytes: int64(s.MoE.distinct(m)*float64(s.expertBytes())*2/3) + int64(m)*int64(s.Hidden+s.MoE.TopK*s.MoE.Inter)*bf16Bytes,
+		FLOPs: 4 * int64(m) * int64(s.MoE.TopK) * int64(s.MoE.Inter) * int64(s.Hidden)}
+}
+
+// moeBlocks is how many blocks of 16 rows a CTA of moe_gate_up works on at once.
+const moeBlocks = 2
+
+// moeDownParams mirrors Params of moe_down.cu.
+type moeDownParams struct {
+	W, Act, Routing, X ptr
+	Tokens, _          int32
+}
+
+// moeDownOp: x[token] += act[pair] wᵀ over the token's pairs.
+func moeDownOp(d device, s shape, b *buffers, l layerWeights, m int) op {
+	p := moeDownParams{W: l.WDown.Data, Act: b.Act, Routing: b.MoE.Routing, X: b.X, Tokens: int32(m)}
+	return op{Name: "moe_down", Unit: unit{"moe_down.cu", "moe_down", s.MoE.defines(" M=%d", pad(m, 8))}, Grid: [3]int{min(d.SMs, ceilDiv(s.Hidden, 16)), 1, 1},
+		Block: moeThreads, PDL: true, Params: paramBytes(&p),
+		Bytes: int64(s.MoE.distinct(m)*float64(s.expertBytes())/3) + int64(m)*int64(2*s.Hidden+s.MoE.TopK*s.MoE.Inter)*bf16Bytes,
+		FLOPs: 2 * int64(m) * int64(s.MoE.TopK) * int64(s.MoE.Inter) * int64(s.Hidden)}
+}

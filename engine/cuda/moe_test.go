@@ -1,0 +1,433 @@
+//go:build cuda
+
+package cuda
+
+import (
+	"fmt"
+	"math"
+	"slices"
+	"testing"
+
+	"github.com/stretchr/testify/assert"
+	"github.com/stretchr/testify/require"
+
+	"github.com/tokamak-engine/tokamak/engine/backend"
+	"github.com/tokamak-engine/tokamak/engine/backend/backendtest"
+	"github.com/tokamak-engine/tokamak/engine/cpu"
+	"github.com/tokamak-engine/tokamak/engine/model"
+	"github.com/tokamak-engine/tokamak/engine/weights"
+)
+
+// mixtureModel is two layers of a Qwen3-MoE.
+func mixtureModel(experts, perToken int) *model.Config {
+	c := *backendtest.Models()["qwen3"]
+	c.Architecture, c.Family = "Qwen3MoeForCausalLM", "qwen3_moe"
+	c.NumExperts, c.NumExpertsPerToken, c.MoEIntermediateSize, c.NormTopKProb = experts, perToken, 96, true
+	return &c
+}
+
+// mixtureCase is one mixture layer on the device, with what its oracle needs.
+type mixtureCase struct {
+	*rig
+	b                *buffers
+	w                layerWeights
+	m                int
+	x, gamma, router []float32 // x [m, hidden], router [experts, hidden]
+	gate, up, down   []float32 // [experts, inter, hidden] twice, [experts, hidden, inter]
+	slots            []int32
+	xExact, xPlain   []float32 // normed: exactly, and rounded as Hugging Face does
+	logits           []float32 // of xPlain
+}
+
+func newMixtureCase(t testing.TB, s shape, m int, sameTokens bool) *mixtureCase {
+	s.MaxTokens = m
+	r := newRig(t, s)
+	h, inter, experts := s.Hidden, s.MoE.Inter, s.MoE.Experts
+	c := &mixtureCase{rig: r, m: m, b: &buffers{}, x: r.normal(m*h, 1.5), gamma: r.normal(h, 0.3), router: r.normal(experts*h, 1/math.Sqrt(float64(h))),
+		gate: r.normal(experts*inter*h, 1/math.Sqrt(float64(h))), up: r.normal(experts*inter*h, 1/math.Sqrt(float64(h))), down: r.normal(experts*inter*h, 1/math.Sqrt(float64(inter)))}
+	for i := range c.gamma {
+		c.gamma[i]++
+	}
+	if sameTokens {
+		for i := range m {
+			copy(c.x[i*h:], c.x[:h])
+		}
+	}
+	wgu := make([]float32, 2*experts*inter*h)
+	for _, v := range [][]float32{c.gate, c.up} {
+		for i := range v {
+			v[i] = toBF16(v[i])
+		}
+	}
+	for e := range experts {
+		for j := range inter {
+			at := (e*2*inter + j/8*16 + j%8) * h
+			copy(wgu[at:at+h], c.gate[(e*inter+j)*h:])
+			copy(wgu[at+8*h:at+9*h], c.up[(e*inter+j)*h:])
+		}
+	}
+	positions := make([]int32, m)
+	c.slots = make([]int32, m)
+	for i := range c.slots {
+		c.slots[i], positions[i] = int32(i), int32(7*i)
+		if i%5 == 4 { // padding
+			c.slots[i] = -1
+		}
+	}
+	for _, room := range c.b.MoE.rooms(s) {
+		*room.to = r.room(int(room.bytes))
+	}
+	c.b.X, c.b.XN, c.b.Act = r.putBF16(c.x), r.room(s.tokenRows()*h*bf16Bytes), r.room(int(s.actBytes()))
+	c.b.TokSlot, c.b.TokPos = put(r, c.slots), put(r, positions)
+	c.w = layerWeights{Norm2: r.putBF16(c.gamma), Router: r.putBF16(c.router), WGU: weight{Data: r.putBF16(wgu)}, WDown: weight{Data: r.putBF16(c.down)}, Layer: 3}
+
+	c.xExact, c.xPlain, c.logits = make([]float32, m*h), make([]float32, m*h), make([]float32, m*experts)
+	ones := slices.Repeat([]float32{1}, h)
+	for i := range m {
+		cpu.RMSNorm(c.xExact[i*h:(i+1)*h], c.x[i*h:(i+1)*h], c.gamma, s.Eps)
+		plain := c.xPlain[i*h : (i+1)*h]
+		cpu.RMSNorm(plain, c.x[i*h:(i+1)*h], ones, s.Eps)
+		for j := range plain {
+			plain[j] = toBF16(toBF16(plain[j]) * c.gamma[j])
+		}
+	}
+	cpu.MatMul(c.logits, c.xPlain, c.router, m, experts, h)
+	return c
+}
+
+// choice is what the device chose for a token, by ascending expert.
+type choice struct {
+	expert int
+	weight float32
+}
+
+// small runs a step of few tokens and returns the choices by token.
+func (c *mixtureCase) small() [][]choice {
+	c.Helper()
+	d, s, b := c.device, c.shape, c.b
+	c.run(moeRouterOp(s, b, c.w, c.m), moeGateUpOp(d, s, b, c.w, c.m), moeDownOp(d, s, b, c.w, c.m))
+	pairs, entries := pad(gemvRows*s.MoE.TopK, 4), pad(min(s.MoE.Experts, gemvRows*s.MoE.TopK), 4)
+	head := get[int32](c.rig, b.MoE.Routing, 4+3*entries+pairs)
+	weight := get[float32](c.rig, b.MoE.Routing+ptr(4*len(head)), pairs)
+	expert, first, mask, token := head[4:], head[4+entries:], head[4+2*entries:], head[4+3*entries:]
+	out := make([][]choice, c.m)
+	at := int32(0)
+	for i := range head[0] {
+		require.Equal(c, at, first[i], "pairs lie side by side")
+		if i > 0 {
+			require.Greater(c, expert[i], expert[i-1])
+		}
+		for t := range c.m {
+			if mask[i]>>t&1 == 1 {
+				require.Equal(c, int32(t), token[at])
+				out[t] = append(out[t], choice{int(expert[i]), weight[at]})
+				at++
+			}
+		}
+	}
+	require.Equal(c, head[1], at)
+	return out
+}
+
+// large runs a step of many tokens. The router's product is made here: the engine leaves it to cuBLASLt.
+func (c *mixtureCase) large(tile moeTile) [][]choice {
+	c.Helper()
+	d, s, b := c.device, c.shape, c.b
+	c.run(rmsnormOp(d, s, b, c.w.Norm2, c.m))
+	xn := c.getBF16(b.XN, c.m*s.Hidden)
+	logits := make([]float32, c.m*s.MoE.Experts)
+	cpu.MatMul(logits, xn, c.router, c.m, s.MoE.Experts, s.Hidden)
+	b.MoE.Logits = put(c.rig, logits)
+	c.run(moeTopKOp(s, b, c.w, c.m), moeSortOp(s, b, c.m), moePermuteOp(s, b, c.m), moeGEMMGateUpOp(d, s, b, c.w, c.m, tile), moeGEMMDownOp(d, s, b, c.w, c.m, tile), moeCombineOp(s, b, c.m))
+	k := s.MoE.TopK
+	experts, weight, pair := get[uint16](c.rig, b.MoE.Expert, c.m*k), get[float32](c.rig, b.MoE.Weight, c.m*k), get[int32](c.rig, b.MoE.Pair, c.m*k)
+	out := make([][]choice, c.m)
+	next := int32(0)
+	for e := range s.MoE.Experts { // pairs are numbered by expert, then by token
+		for i := range experts {
+			if int(experts[i]) == e {
+				require.Equal(c, next, pair[i], "expert %d, token %d", e, i/k)
+				next++
+			}
+		}
+	}
+	for i := range experts {
+		if c.slots[i/k] < 0 {
+			require.Equal(c, uint16(0xFFFF), experts[i])
+			require.Equal(c, int32(-1), pair[i])
+			continue
+		}
+		out[i/k] = append(out[i/k], choice{int(experts[i]), weight[i]})
+	}
+	return out
+}
+
+// checkChoices holds the choices against the router's softmax in float64. The device's logits differ from the oracle's by rounding of
+// sums and, rarely, of a normed value: 1e-3 is 30 times what was seen.
+func (c *mixtureCase) checkChoices(chosen [][]choice) {
+	c.Helper()
+	m := c.shape.MoE
+	const tolerance = 1e-2
+	for t, got := range chosen {
+		if c.slots[t] < 0 {
+			require.Empty(c, got, "padding")
+			continue
+		}
+		logits := c.logits[t*m.Experts : (t+1)*m.Experts]
+		require.Len(c, got, m.TopK, "token %d", t)
+		least, taken, total, norm := math.Inf(1), map[int]bool{}, 0.0, 0.0
+		for i, g := range got {
+			require.False(c, taken[g.expert], "token %d has expert %d twice", t, g.expert)
+			if i > 0 {
+				require.Greater(c, g.expert, got[i-1].expert)
+			}
+			taken[g.expert] = true
+			least = min(least, float64(logits[g.expert]))
+			norm += math.Exp(float64(logits[g.expert]))
+		}
+		if m.Uniform {
+			for j := range m.TopK {
+				require.True(c, taken[backend.UniformExpert(int(c.slots[t]), 7*t, 3, j, m.Experts, m.TopK)], "token %d", t)
+			}
+			continue
+		}
+		for e, l := range logits {
+			total += math.Exp(float64(l))
+			require.True(c, taken[e] || float64(l) <= least+tolerance, "token %d: expert %d with logit %v was left out, the least taken has %v", t, e, l, least)
+		}
+		if !m.NormTopK {
+			norm = total
+		}
+		for _, g := range got {
+			require.InEpsilon(c, math.Exp(float64(logits[g.expert]))/norm, g.weight, tolerance, "token %d, expert %d", t, g.expert)
+		}
+	}
+}
+
+// checkOutput holds x against the mixture of the experts that the device chose, with its weights.
+func (c *mixtureCase) checkOutput(chosen [][]choice, what string) {
+	c.Helper()
+	h, inter := c.shape.Hidden, c.shape.MoE.Inter
+	exact, plain := slices.Clone(c.x), slices.Clone(c.x)
+	g, u, y, one := make([]float32, inter), make([]float32, inter), make([]float32, h), []float32{1}
+	for t, choices := range chosen {
+		for _, e := range choices {
+			gate, up, down := c.gate[e.expert*inter*h:], c.up[e.expert*inter*h:], c.down[e.expert*inter*h:]
+			cpu.MatMul(g, c.xExact[t*h:(t+1)*h], gate[:inter*h], 1, inter, h)
+			cpu.MatMul(u, c.xExact[t*h:(t+1)*h], up[:inter*h], 1, inter, h)
+			cpu.SwiGLU(g, g, u)
+			cpu.MatMul(y, g, down[:inter*h], 1, h, inter)
+			for i, v := range y {
+				exact[t*h+i] += e.weight * v
+			}
+			cpu.MatMul(g, c.xPlain[t*h:(t+1)*h], gate[:inter*h], 1, inter, h)
+			cpu.MatMul(u, c.xPlain[t*h:(t+1)*h], up[:inter*h], 1, inter, h)
+			for i := range g {
+				act := []float32{toBF16(g[i])}
+				cpu.SwiGLU(act, act, one)
+				g[i] = toBF16(toBF16(act[0]) * toBF16(u[i]))
+			}
+			cpu.MatMul(y, g, down[:inter*h], 1, h, inter)
+			for i, v := range y {
+				plain[t*h+i] = toBF16(plain[t*h+i] + toBF16(e.weight*toBF16(v)))
+			}
+		}
+	}
+	requireClose(c, exact, plain, c.getBF16(c.b.X, c.m*h), what)
+}
+
+// mixtureShapes are a real layer's sizes with few experts, and sizes that leave ragged ends everywhere.
+var mixtureShapes = []struct {
+	hidden int
+	moe    moeShape
+}{
+	{2048, moeShape{Experts: 16, TopK: 8, Inter: 768, NormTopK: true}},
+	{256, moeShape{Experts: 128, TopK: 8, Inter: 96, NormTopK: true}},
+	{72, moeShape{Experts: 60, TopK: 4, Inter: 40}},
+	{320, moeShape{Experts: 8, TopK: 2, Inter: 176, NormTopK: true}},
+	{1000, moeShape{Experts: 6, TopK: 6, Inter: 8}},
+	{64, moeShape{Experts: 200, TopK: 3, Inter: 64, Uniform: true, NormTopK: true}},
+}
+
+func mixtureShape(hidden int, m moeShape) shape {
+	s := testShapes()["qwen3-30b-a3b"]
+	s.Hidden, s.MoE = hidden, m
+	return s
+}
+
+// TestMixture holds the kernels of mixture layers, small steps' and large ones', against exact sums: every number of tokens that a
+// class of kernels takes, with padding among them, and all tokens at the same experts.
+func TestMixture(t *testing.T) {
+	for _, c := range mixtureShapes {
+		name := fmt.Sprintf("hidden=%d/experts=%d/top=%d/inter=%d", c.hidden, c.moe.Experts, c.moe.TopK, c.moe.Inter)
+		for _, m := range []int{1, 2, 3, 5, 8, 9, 13, 16} {
+			for _, same := range []bool{false, true} {
+				t.Run(fmt.Sprintf("small/%s/m=%d/same=%v", name, m, same), func(t *testing.T) {
+					mc := newMixtureCase(t, mixtureShape(c.hidden, c.moe), m, same)
+					chosen := mc.small()
+					mc.checkChoices(chosen)
+					mc.checkOutput(chosen, "small step")
+				})
+			}
+		}
+		for i, m := range []int{1, 17, 64, 200} {
+			for j, tile := range []moeTile{{128, 32}, {128, 64}, {256, 128}} {
+				if c.hidden > 1000 && (i+j)%2 == 0 {
+					continue // the oracle takes seconds
+				}
+				t.Run(fmt.Sprintf("large/%s/m=%d/tile=%dx%d", name, m, tile.rows, tile.tokens), func(t *testing.T) {
+					mc := newMixtureCase(t, mixtureShape(c.hidden, c.moe), m, i == 3 && j == 1)
+					chosen := mc.large(tile)
+					mc.checkChoices(chosen)
+					mc.checkOutput(chosen, "large step")
+				})
+			}
+		}
+	}
+}
+
+// TestMixtureTies: of equal logits the lowest numbers win, as on the CPU.
+func TestMixtureTies(t *testing.T) {
+	s := mixtureShape(64, moeShape{Experts: 60, TopK: 4, Inter: 40, NormTopK: true})
+	for _, m := range []int{3, 40} {
+		c := newMixtureCase(t, s, m, false)
+		clear(c.router)
+		c.w.Router = c.putBF16(c.router)
+		run := c.small
+		if m > gemvRows {
+			run = func() [][]choice { return c.large(s.moeTile(m)) }
+		}
+		for token, chosen := range run() {
+			if c.slots[token] < 0 {
+				continue
+			}
+			for j, g := range chosen {
+				require.Equal(t, choice{j, 0.25}, g, "token %d", token)
+			}
+		}
+	}
+}
+
+// TestMixtureAgreesWithCPU compares logits of whole models with the CPU backend's. Every token takes all experts, or experts that do not
+// depend on the router: a choice between two nearly equal ones would differ now and then, and everything after it.
+func TestMixtureAgreesWithCPU(t *testing.T) {
+	needGPU(t)
+	for name, c := range map[string]struct {
+		cfg     *model.Config
+		uniform bool
+	}{"all experts": {mixtureModel(4, 4), false}, "uniform": {mixtureModel(16, 4), true}} {
+		t.Run(name, func(t *testing.T) {
+			w := weights.NewDummy(c.cfg)
+			o := testOptions
+			o.SimulateUniformExperts = c.uniform
+			gpu := openTest(t, c.cfg, w, o, settings{})
+			o.KVDType = "float32"
+			ref, err := cpu.Open(c.cfg, w, o)
+			require.NoError(t, err)
+			defer ref.Close()
+			for _, n := range []int{1, 5, 16, 17, 65, 100} {
+				for _, chunk := range []int{128, 7} {
+					prompt := randomPrompt(uint64(n), n, c.cfg.VocabSize)
+					greedy := backend.Sampling{TopP: 1, RepetitionPenalty: 1}
+					want, got := play(t, ref, 0, prompt, 128, 6, greedy, true), play(t, gpu, 0, prompt, chunk, 6, greedy, true)
+					for i := range want {
+						compareLogits(t, fmt.Sprintf("prompt of %d in chunks of %d, token %d", n, chunk, i), want[i].Logits, got[i].Logits)
+						if got[i].Token != want[i].Token {
+							gap := want[i].Logits[want[i].Token] - want[i].Logits[got[i].Token]
+							require.Less(t, gap, float32(0.1), "prompt of %d, token %d: %d is not near the best %d", n, i, got[i].Token, want[i].Token)
+							break // another continuation from here
+						}
+					}
+				}
+			}
+		})
+	}
+}
+
+// TestMixtureConformance runs the suite on a mixture whose tokens take all experts: see TestMixtureAgreesWithCPU.
+func TestMixtureConformance(t *testing.T) {
+	needGPU(t)
+	backendtest.Run(t, backendtest.Suite{
+		Open: func(cfg *model.Config, w *weights.Store, o backend.Options) (backend.Backend, error) {
+			return Open(cfg, w, o)
+		},
+		Models: map[string]*model.Config{"qwen3-moe": mixtureModel(4, 4)}, Tolerance: bf16Tolerance,
+	})
+}
+
+// TestMixtureDeterministic holds that the bits of a sequence do not depend on its batch mates.
+func TestMixtureDeterministic(t *testing.T) {
+	needGPU(t)
+	cfg := mixtureModel(16, 4)
+	b := openTest(t, cfg, weights.NewDummy(cfg), backend.Options{MaxRows: 24, MaxTokens: 1024, MaxContext: 256, NumPages: 256, Deterministic: true}, settings{})
+	const steps = 12
+	sampling := backend.Sampling{LogProbs: true}
+	wantIDs, want := tokensAndLogProbs(play(t, b, 0, randomPrompt(77, 45, cfg.VocabSize), 256, steps, sampling, false))
+	var rows []backend.RowResult
+	var out backend.Result
+	for s := range steps {
+		var batch backend.Batch
+		for slot := range 21 {
+			prompt := randomPrompt(uint64(slot), 45, cfg.VocabSize)
+			if slot == 10 {
+				prompt = randomPrompt(77, 45, cfg.VocabSize)
+			}
+			r := backend.Row{Slot: slot, Position: 44 + s, Pages: []int32{int32(2 * slot), int32(2*slot + 1)}, Sample: true}
+			if s == 0 {
+				r.Start, r.Tokens, r.Position = &backend.Start{Sampling: sampling}, prompt, 0
+			}
+			batch.Rows = append(batch.Rows, r)
+		}
+		id, err := b.Launch(&batch)
+		require.NoError(t, err)
+		require.NoError(t, b.Wait(id, &out))
+		rows = append(rows, out.Rows[10])
+	}
+	gotIDs, got := tokensAndLogProbs(rows)
+	assert.Equal(t, wantIDs, gotIDs)
+	assert.Equal(t, want, got)
+}
+
+func TestCheckMixture(t *testing.T) {
+	ok := mixtureShape(2048, moeShape{Experts: 128, TopK: 8, Inter: 768})
+	require.NoError(t, checkMixture(testDevices["sm_90"], ok))
+	require.NoError(t, checkMixture(testDevices["sm_80"], testShapes()["llama-8b"]), "no mixture")
+	for name, c := range map[string]struct {
+		device string
+		hidden int
+		moe    moeShape
+		want   string
+	}{
+		"device": {"sm_80", 2048, ok.MoE, "mixtures of experts on compute capability 8.0 (9.0 is)"},
+		"many":   {"sm_90", 2048, moeShape{Experts: 512, TopK: 8, Inter: 768}, "512 experts, 8 a token (up to 256 and 32 are)"},
+		"ragged": {"sm_90", 2048, moeShape{Experts: 8, TopK: 2, Inter: 100}, "intermediate size 100 (multiples of 8 are)"},
+		"wide":   {"sm_90", 16384, ok.MoE, "experts of hidden size 16384"},
+	} {
+		err := checkMixture(testDevices[c.device], mixtureShape(c.hidden, c.moe))
+		require.ErrorContains(t, err, c.want, name)
+		assert.NotContains(t, err.Error(), "\n", "one line")
+	}
+}
+
+// TestMixtureInfo: what a step reads of the weights grows with its rows, to all of them.
+func TestMixtureInfo(t *testing.T) {
+	s := mixtureShape(2048, moeShape{Experts: 128, TopK: 8, Inter: 768})
+	s.Layers = 48
+	i := backend.Info{WeightBytes: 100<<30 + 128*48*s.expertBytes()}
+	s.MoE.info(&i, s)
+	require.Equal(t, int64(100<<30), i.WeightBytes)
+	require.InDelta(t, float64(100<<30+8*48*s.expertBytes()), i.StepWeightBytes(1), 1)
+	require.InDelta(t, float64(100<<30+128*48*s.expertBytes()), i.StepWeightBytes(1000), 1)
+	seen := map[int]bool{} // the formula against the simulation, 400 steps of 8 rows
+	total := 0
+	for step := range 400 {
+		clear(seen)
+		for slot := range 8 {
+			for j := range 8 {
+				seen[backend.UniformExpert(slot, step, 5, j, 128, 8)] = true
+			}
+		}
+		total += len(seen)
+	}
+	require.InEpsilon(t, backend.DistinctExperts(128, 8, 8), float64(total)/400, 0.02) // 51.6; the deviation of one step's is about 6
+}

@@ -1,0 +1,130 @@
+// moe_down: x[token] += act[pair] w_expert^T over the token's pairs, for at most 16 tokens: reads each needed expert's weights once, at the speed of
+// memory.
+//
+// Shapes: w [EXPERTS, HIDDEN, MOE_INTER] bf16, act [pairs, MOE_INTER] (weighted), x [M, HIDDEN]. Grid: 1 CTA an SM or fewer, 512 threads.
+// Bytes: 2 MOE_INTER HIDDEN an expert that is needed. Bound by memory.
+// A CTA has 16 rows of every expert: k runs over all experts' columns, one behind the other, and the warps take steps of 64 in turn. The columns
+// of B are the step's tokens, zeros where a token has not this expert, so that one accumulator sums over experts in ascending order and
+// nothing is left to combine but the warps' sums, in warp order.
+// The routing is read and the first weights are asked for before the wait: moe_router, which wrote it, ended before moe_gate_up let this kernel start.
+#include "moe.cuh"
+
+#ifndef M
+#error "M: tokens it is made for, 8 or 16"
+#endif
+#define THREADS 512
+
+struct Params {
+	const bf16* w;    // [EXPERTS, HIDDEN, MOE_INTER]
+	const bf16* act;  // [pairs, MOE_INTER]
+	const Routing* routing;
+	bf16* x;  // [tokens, HIDDEN]
+	i32 tokens, pad;
+};
+
+constexpr int WARPS = THREADS / 32, TILES = M / 8, K = MOE_INTER;
+constexpr int STEPS = ceil_div(K, 64);  // of an expert
+constexpr int DEPTH = TILES == 1 ? 4 : 3;  // steps of W in flight
+constexpr int BLOCKS = ceil_div(HIDDEN, 16);
+static_assert(M == 8 || M == 16, "one or two tiles of tokens");
+static_assert(HIDDEN >= 16, "fewer rows than a block");
+
+struct Shared {
+	float sum[WARPS][TILES][16][8];
+	i32 expert[SMALL_EXPERTS], first[SMALL_EXPERTS];
+	u32 mask[SMALL_EXPERTS];
+};
+
+// first_row is a block's first row; the last block reaches back to stay inside w and drops what the one before makes.
+DEVICE int first_row(int block) { return HIDDEN % 16 == 0 ? block * 16 : min(block * 16, HIDDEN - 16); }
+
+extern "C" __global__ void __launch_bounds__(THREADS, 1) moe_down(const __grid_constant__ Params p) {
+	__shared__ Shared sh;
+	const int tid = threadIdx.x, lane = tid & 31, warp = tid >> 5, g = lane >> 2, t = lane & 3;
+	PDL_LAUNCH();
+	const int experts = (i32)ld4_l2(&p.routing->experts);
+	for (int i = tid; i < SMALL_EXPERTS; i += THREADS) {
+		sh.expert[i] = (i32)ld4_l2(p.routing->expert + i);
+		sh.first[i] = (i32)ld4_l2(p.routing->first + i);
+		sh.mask[i] = ld4_l2(p.routing->mask + i);
+	}
+	__syncthreads();
+	const int total = experts * STEPS, steps = total > warp ? ceil_div(total - warp, WARPS) : 0;  // the warp's: warp, warp + WARPS, ...
+	auto load_w = [&](uint4(&dst)[4], int block, int step) {
+		const int s = warp + step * WARPS, slot = s / STEPS, k = (s - slot * STEPS) * 64 + t * 8;
+		const bf16* row = p.w + ((size_t)sh.expert[slot] * HIDDEN + first_row(block) + g) * K + k;
+#pragma unroll
+		for (int i = 0; i < 4; i++) {
+			dst[i] = make_uint4(0, 0, 0, 0);
+			if (K % 64 == 0 || k + i / 2 * 32 < K) dst[i] = ld_weight(row + i % 2 * 8 * K + i / 2 * 32);
+		}
+	};
+	auto load_x = [&](uint4(&dst)[TILES][2], int step) {
+		const int s = warp + step * WARPS, slot = s / STEPS, k = (s - slot * STEPS) * 64 + t * 8;
+		const u32 mask = sh.mask[slot];
+#pragma unroll
+		for (int i = 0; i < TILES; i++) {
+			dst[i][0] = dst[i][1] = make_uint4(0, 0, 0, 0);
+			const int token = 8 * i + g;
+			if (!(mask >> token & 1)) continue;
+			const bf16* from = p.act + (size_t)(sh.first[slot] + __popc(mask & ((1u << token) - 1))) * K + k;
+			if (K % 64 == 0 || k < K) dst[i][0] = ld16_l2(from);
+			if (K % 64 == 0 || k + 32 < K) dst[i][1] = ld16_l2(from + 32);
+		}
+	};
+	uint4 w[DEPTH][4], x[TILES][2];
+	auto begin = [&](int block) {
+#pragma unroll
+		for (int d = 0; d < DEPTH; d++)
+			if (d < steps) load_w(w[d], block, d);
+	};
+	if (blockIdx.x < BLOCKS) begin(blockIdx.x);
+	PDL_WAIT();
+
+	for (int block = blockIdx.x; block < BLOCKS; block += gridDim.x) {
+		float c[TILES][4] = {};
+		if (steps > 0) load_x(x, 0);
+#pragma unroll 1
+		for (int at = 0; at < steps; at += DEPTH) {
+#pragma unroll
+			for (int d = 0; d < DEPTH; d++) {
+				if (at + d >= steps) break;
+				uint4 now[TILES][2];
+#pragma unroll
+				for (int i = 0; i < TILES; i++) {
+					now[i][0] = x[i][0];
+					now[i][1] = x[i][1];
+				}
+				if (at + d + 1 < steps) load_x(x, at + d + 1);
+#pragma unroll
+				for (int i = 0; i < TILES; i++)
+#pragma unroll
+					for (int h = 0; h < 2; h++) {
+						const uint4 lo = w[d][2 * h], hi = w[d][2 * h + 1], b = now[i][h];
+						mma_bf16(c[i], lo.x, hi.x, lo.y, hi.y, b.x, b.y);
+						mma_bf16(c[i], lo.z, hi.z, lo.w, hi.w, b.z, b.w);
+					}
+				if (at + d + DEPTH < steps) load_w(w[d], block, at + d + DEPTH);
+			}
+		}
+		if (block + gridDim.x < BLOCKS) begin(block + gridDim.x);
+#pragma unroll
+		for (int i = 0; i < TILES; i++) {
+			float(&s)[16][8] = sh.sum[warp][i];
+			*reinterpret_cast<float2*>(&s[g][2 * t]) = make_float2(c[i][0], c[i][1]);
+			*reinterpret_cast<float2*>(&s[g + 8][2 * t]) = make_float2(c[i][2], c[i][3]);
+		}
+		// Thread i finishes row i % 16 of token i / 16, and what it adds to is on its way while the warps meet.
+		const int m = tid / 16, row = first_row(block) + tid % 16;
+		const bool owner = tid < 16 * M && m < p.tokens && row >= block * 16;
+		float value = 0.f;
+		if (owner) value = to_float(bf16{ld2(p.x + (size_t)m * HIDDEN + row)});
+		__syncthreads();
+		if (owner) {
+#pragma unroll 4
+			for (int j = 0; j < WARPS; j++) value += sh.sum[j][m / 8][tid % 16][m % 8];
+			p.x[(size_t)m * HIDDEN + row] = to_bf16(value);
+		}
+		__syncthreads();  // the sums have been read
+	}
+}

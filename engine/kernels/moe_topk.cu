@@ -1,0 +1,38 @@
+// moe_topk: each token's experts and their weights, of its router logits.
+//
+// Shapes: logits fp32 [tokens, EXPERTS]; expert u16 and weight fp32 [tokens, TOP_K], by ascending expert; padding tokens have experts of NONE.
+// Grid ceil(tokens / 8), 256 threads, a warp a token. Bytes: 4 EXPERTS a token.
+#include "moe.cuh"
+
+#define THREADS 256
+#define NONE 0xFFFF
+
+struct Params {
+	const float* logits;
+	const i32* tok_slot;  // [tokens], -1: padding
+	const i32* tok_pos;   // [tokens], UNIFORM
+	u16* expert;
+	float* weight;
+	i32* pair;  // [tokens, TOP_K]: -1 for padding; moe_sort writes the others
+	i32 tokens, layer;
+};
+
+extern "C" __global__ void __launch_bounds__(THREADS) moe_topk(const __grid_constant__ Params p) {
+	const int lane = threadIdx.x & 31, token = blockIdx.x * (THREADS / 32) + (threadIdx.x >> 5);
+	PDL_LAUNCH();
+	PDL_WAIT();
+	if (token >= p.tokens) return;
+	const i32 slot = p.tok_slot[token];
+	float v[PER_LANE];
+#pragma unroll
+	for (int i = 0; i < PER_LANE; i++) v[i] = i * 32 + lane < EXPERTS ? p.logits[(size_t)token * EXPERTS + i * 32 + lane] : 0.f;
+	Choice mine = choose(v);
+	if (UNIFORM) mine.expert = uniform_expert(slot, p.tok_pos[token], p.layer);
+	int rank = 0;  // among the token's
+	for (int j = 0; j < TOP_K; j++) rank += __shfl_sync(~0u, mine.expert, j) < mine.expert;
+	if (lane >= TOP_K) return;
+	const size_t at = (size_t)token * TOP_K + rank;
+	p.expert[at] = slot < 0 ? NONE : mine.expert;
+	p.weight[at] = mine.weight;
+	if (slot < 0) p.pair[at] = -1;
+}

@@ -5,11 +5,15 @@ package cuda
 import (
 	"fmt"
 	"math"
+	"os"
 	"testing"
 
+	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
 
 	"github.com/tokamak-engine/tokamak/engine/cpu"
+	"github.com/tokamak-engine/tokamak/engine/cuda/driver"
+	"github.com/tokamak-engine/tokamak/engine/kernels"
 )
 
 // attnCase is a batch for the attention kernels: each row has pos tokens in the cache and len new ones.
@@ -28,9 +32,42 @@ func attnShapes() map[string]shape {
 		s := testShapes()["llama-8b"]
 		s.Heads, s.KVHeads, s.Dim, s.Page, s.Window, s.QKNorm, s.MaxContext = c.heads, c.kv, c.dim, c.page, c.window, c.norm, 4096
 		s.MaxPages, s.MaxRows = s.MaxContext/s.Page, 16
-		out[fmt.Sprintf("heads=%d/kv=%d/dim=%d/page=%d/window=%d/norm=%v", c.heads, c.kv, c.dim, c.page, c.window, c.norm)] = s
+		for _, s.KVFP8 = range []bool{false, true} {
+			out[fmt.Sprintf("heads=%d/kv=%d/dim=%d/page=%d/window=%d/norm=%v/fp8=%v", c.heads, c.kv, c.dim, c.page, c.window, c.norm, s.KVFP8)] = s
+		}
 	}
 	return out
+}
+
+// TestAttentionCompiles compiles attention for every head shape and cache type, which the models of TestKernelsCompile have not. For sm_90a it
+// refuses local memory. Without TOKAMAK_KERNELS=all it takes one head shape.
+func TestAttentionCompiles(t *testing.T) {
+	nvrtc, err := driver.OpenCompiler()
+	if err != nil {
+		t.Skipf("no compiler: %v", err)
+	}
+	for name, s := range attnShapes() {
+		if os.Getenv("TOKAMAK_KERNELS") != "all" && s.Dim != 80 {
+			continue
+		}
+		for _, arch := range []string{"sm_80", "sm_89", "sm_90"} {
+			d := testDevices[arch]
+			c := newCompiler(d, s, nil)
+			for _, o := range []op{ropeKVOp(d, s, &buffers{}, layerWeights{}, 0, 0, 1), attnDecodeOp(d, s, &buffers{}, layerWeights{}, 0, 1),
+				attnPrefillOp(d, s, &buffers{}, layerWeights{}, 0, 0, 1, 1)} {
+				source, err := kernels.Source(o.Unit.File)
+				require.NoError(t, err)
+				_, log, err := nvrtc.Compile(o.Unit.File, source, c.headers, append(c.options(o.Unit), "--ptxas-options=-v"))
+				require.NoError(t, err, "%s: %s for %s", name, o.Unit, arch)
+				assert.NotContains(t, log, "warning", "%s: %s", name, o.Unit)
+				for _, m := range resourceLine.FindAllStringSubmatch(log, -1) {
+					if arch == "sm_90" {
+						assert.Equal(t, []string{"0", "0", "0"}, m[1:], "%s: %s uses local memory", name, o.Unit)
+					}
+				}
+			}
+		}
+	}
 }
 
 // attnRig is one batch on the device with its exact and plain results.
@@ -286,14 +323,14 @@ func TestAttnPrefill(t *testing.T) {
 			{"long", []int{0}, []int{201}}, {"cached", []int{64, 100, 511}, []int{129, 5, 1}}, {"far", []int{900}, []int{40}}} {
 			t.Run(name+"/"+c.name, func(t *testing.T) {
 				a := newAttnRig(t, s, c)
-				a.run(ropeKVOp(a.device, a.shape, &a.b, a.w, 1, 0, a.tokens), attnPrefillOp(a.device, a.shape, &a.b, 1, 0, a.rows, a.longest))
+				a.run(ropeKVOp(a.device, a.shape, &a.b, a.w, 1, 0, a.tokens), attnPrefillOp(a.device, a.shape, &a.b, a.w, 1, 0, a.rows, a.longest))
 				requireClose(t, a.exact, a.plain, a.getBF16(a.b.Att, a.tokens*s.qDim()), "attention")
 				a.checkCache(c)
 				// The kernel that every architecture has, too.
 				a.b.Att = a.room(2 * a.tokens * s.qDim())
 				portable := a.device
 				portable.SM = 80
-				a.run(attnPrefillOp(portable, a.shape, &a.b, 1, 0, a.rows, a.longest))
+				a.run(attnPrefillOp(portable, a.shape, &a.b, a.w, 1, 0, a.rows, a.longest))
 				requireClose(t, a.exact, a.plain, a.getBF16(a.b.Att, a.tokens*s.qDim()), "portable attention")
 			})
 		}
@@ -319,7 +356,7 @@ func BenchmarkAttnPrefill(b *testing.B) {
 				if portable {
 					d.SM = 80
 				}
-				o := attnPrefillOp(d, s, bufs, 0, 0, 1, tokens)
+				o := attnPrefillOp(d, s, bufs, layerWeights{}, 0, 0, 1, tokens)
 				ms := r.time(b, o)
 				flops := 2 * float64(s.Heads*s.Dim) * float64(tokens) * float64(tokens)
 				b.ReportMetric(flops/ms/1e9, "TFLOP/s")

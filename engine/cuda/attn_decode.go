@@ -2,13 +2,15 @@
 
 package cuda
 
-import "math"
+import (
+	"fmt"
+	"math"
+)
 
 // attnDecodeParams mirrors Params of attn_decode.cu.
 type attnDecodeParams struct {
 	QKV, KV, Out, QNorm, KNorm, Rope, RowSlot, RowCtx, PageTable, Part, Arrived ptr
-	Scale                                                                       float32
-	_                                                                           uint32
+	Scale, ToK, ToV, OfV                                                        float32
 }
 
 const (
@@ -16,6 +18,9 @@ const (
 	attnDecodeCTAs    = 3  // of an SM
 	attnMaxSplits     = 32 // of one sequence; MAX_SPLITS of attn_decode.cu
 )
+
+// attnDecodeTile is the number of tokens of a warp's step: as many bytes of either cache.
+func (s shape) attnDecodeTile() int { return 16 * (1 + s.kvFP8()) }
 
 // attnSplits is the most pieces that one sequence's cache is cut into at a number of rows: enough to fill the device twice over
 // would be too many partial results, one wave is just right.
@@ -26,11 +31,8 @@ func attnSplits(d device, s shape, rows int) int {
 	return max(1, min(attnMaxSplits, attnDecodeCTAs*d.SMs/(rows*s.KVHeads)))
 }
 
-// attnScratchBytes is the room for partial results and counters of attn_decode and gemm_sm90: attention's counters, the other's, then
-// partial results of either.
-func attnScratchBytes(d device, s shape) int64 {
-	return attnCounterBytes(s) + gemmCounterBytes + max(attnPartBytes(d, s), gemmPartBytes(d, s))
-}
+// attnScratchBytes is the room for attn_decode's counters and partial results.
+func attnScratchBytes(d device, s shape) int64 { return attnCounterBytes(s) + attnPartBytes(d, s) }
 
 func attnCounterBytes(s shape) int64 { return int64(pad(bucketFor(s.MaxRows)*s.KVHeads*4, 256)) }
 
@@ -45,9 +47,9 @@ func attnPartBytes(d device, s shape) int64 {
 // attnDecodeOp: one query token a row against its pages in layer i.
 func attnDecodeOp(d device, s shape, b *buffers, w layerWeights, layer, rows int) op {
 	p := attnDecodeParams{QKV: b.QKV, KV: b.KV + ptr(int64(layer)*s.layerKVBytes()), Out: b.Att, QNorm: w.QNorm, KNorm: w.KNorm, Rope: b.Rope,
-		RowSlot: b.RowSlot, RowCtx: b.RowCtx, PageTable: b.PageTable, Arrived: b.AttnScratch, Part: b.AttnScratch + ptr(attnCounterBytes(s)+gemmCounterBytes),
-		Scale: attnScale(s)}
-	return op{Name: "attn_decode", Unit: unit{File: "attn_decode.cu", Symbol: "attn_decode"}, Grid: [3]int{attnSplits(d, s, rows), s.KVHeads, rows},
+		RowSlot: b.RowSlot, RowCtx: b.RowCtx, PageTable: b.PageTable, Arrived: b.AttnScratch, Part: b.AttnScratch + ptr(attnCounterBytes(s)),
+		Scale: attnScale(s) * w.KV.k(), ToK: 1 / w.KV.k(), ToV: 1 / w.KV.v(), OfV: w.KV.v()}
+	return op{Name: "attn_decode", Unit: unit{File: "attn_decode.cu", Symbol: "attn_decode", Defines: fmt.Sprintf("CTAS=%d KV_FP8=%d TILE=%d", attnDecodeCTAs, s.kvFP8(), s.attnDecodeTile())}, Grid: [3]int{attnSplits(d, s, rows), s.KVHeads, rows},
 		Block: attnDecodeThreads, PDL: true, Params: paramBytes(&p), Bytes: int64(rows) * int64(s.qkvDim()+s.qDim()) * bf16Bytes}
 }
 

@@ -347,7 +347,7 @@ func TestErrors(t *testing.T) {
 		"heads":      {func(c *model.Config, _ *backend.Options) { c.HeadDim = 80 + 8 }, "heads of 88"},
 		"page size":  {func(_ *model.Config, o *backend.Options) { o.PageSize = 48 }, "want 16, 32 or 64"},
 		"dtype":      {func(_ *model.Config, o *backend.Options) { o.DType = "float16" }, "computes in bfloat16"},
-		"KV dtype":   {func(_ *model.Config, o *backend.Options) { o.KVDType = "fp8_e4m3" }, "has auto and bfloat16"},
+		"KV dtype":   {func(_ *model.Config, o *backend.Options) { o.KVDType = "float32" }, "has auto, bfloat16 and fp8_e4m3"},
 		"context":    {func(_ *model.Config, o *backend.Options) { o.MaxContext = 1 << 20 }, "the model allows 512"},
 		"step":       {func(_ *model.Config, o *backend.Options) { o.MaxTokens = 4 }, "at least one for each of its 8 rows"},
 		"rows":       {func(_ *model.Config, o *backend.Options) { o.MaxRows, o.MaxTokens = 4096, 8192 }, "up to 512"},

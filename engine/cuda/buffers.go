@@ -23,7 +23,7 @@ type buffers struct {
 	Counts    ptr // u16 [MaxRows, Vocab]
 	Bias      ptr // TokenBias [MaxRows, maxBias]
 	PageTable ptr // i32 [MaxRows, MaxPages]
-	KV        ptr // bf16 [Layers, NumPages, 2, KVHeads, Page, Dim]
+	KV        ptr // bf16 or e4m3 [Layers, NumPages, 2, KVHeads, Page, Dim]
 	Mask      ptr // u32 [MaxRows, (Vocab+31)/32]
 
 	// The running step, written by advance.
@@ -56,6 +56,7 @@ type layerWeights struct {
 	WQKV, WO, WGU, WDown             weight
 	Router                           ptr // bf16 [Experts, Hidden], mixture layers; WGU and WDown are then all experts', one behind the other
 	Layer                            int
+	KV                               kvScale
 }
 
 const (

@@ -67,7 +67,8 @@ type shape struct {
 	MoE                   moeShape
 	Deterministic         bool // a row's results do not depend on its batch mates
 	TiedHead              bool
-	Dequantised           int // elements of the largest matrix of four bits, of which there is room for a bf16 copy; 0: there are none
+	Dequantised           int  // elements of the largest matrix of four bits, of which there is room for a bf16 copy; 0: there are none
+	KVFP8                 bool // the KV cache holds e4m3, else bf16
 }
 
 func (s shape) qDim() int   { return s.Heads * s.Dim }
@@ -78,7 +79,18 @@ func (s shape) qkvDim() int { return s.qDim() + 2*s.kvDim() }
 func (s shape) layerKVBytes() int64 { return int64(s.NumPages) * s.pageBytes() }
 
 // pageBytes is the size of one page of one layer, K and V.
-func (s shape) pageBytes() int64 { return int64(2*s.kvDim()*s.Page) * bf16Bytes }
+func (s shape) pageBytes() int64 { return int64(2*s.kvDim()*s.Page) * s.kvBytes() }
+
+// kvBytes is the size of an element of the KV cache.
+func (s shape) kvBytes() int64 { return int64(bf16Bytes - s.kvFP8()) }
+
+// kvFP8 is the define KV_FP8 of the kernels that touch the cache.
+func (s shape) kvFP8() int {
+	if s.KVFP8 {
+		return 1
+	}
+	return 0
+}
 
 const bf16Bytes = 2
 

@@ -117,8 +117,8 @@ func checkOptions(c *model.Config, o *backend.Options) error {
 		return fmt.Errorf("memory fraction %v: want a number in 0..1", o.MemFraction)
 	case o.DType != "" && o.DType != "auto" && o.DType != "bfloat16":
 		return fmt.Errorf("dtype %q: the CUDA backend computes in bfloat16; use --device cpu for others", o.DType)
-	case o.KVDType != "" && o.KVDType != "auto" && o.KVDType != "bfloat16":
-		return fmt.Errorf("KV cache type %q: the CUDA backend has auto and bfloat16", o.KVDType)
+	case o.KVDType != "" && o.KVDType != "auto" && o.KVDType != "bfloat16" && o.KVDType != kvFP8:
+		return fmt.Errorf("KV cache type %q: the CUDA backend has auto, bfloat16 and %s", o.KVDType, kvFP8)
 	case o.Quantization != "":
 		return fmt.Errorf("quantization %q: the CUDA backend has none yet", o.Quantization)
 	}
@@ -171,11 +171,11 @@ func openWith(cfg *model.Config, w *weights.Store, o backend.Options, set settin
 func (b *Backend) open(cfg *model.Config, w *weights.Store, o backend.Options, set settings) (err error) {
 	began := time.Now()
 	s := newShape(cfg)
-	s.Deterministic = o.Deterministic
 	s.MoE.Uniform = o.SimulateUniformExperts
 	if err := checkMixture(b.device, s); err != nil {
 		return fmt.Errorf("%s: %w", cfg.Architecture, err)
 	}
+	s.Deterministic, s.KVFP8 = o.Deterministic, o.KVDType == kvFP8
 	s.Page, s.MaxContext, s.MaxPages = o.PageSize, o.MaxContext, (o.MaxContext+o.PageSize-1)/o.PageSize
 	s.MaxRows, s.MaxTokens = bucketFor(o.MaxRows), pad(max(o.MaxTokens, bucketFor(o.MaxRows)), tokenPad)
 	layers := make([]layerWeights, cfg.NumLayers)
@@ -245,7 +245,7 @@ func (b *Backend) open(cfg *model.Config, w *weights.Store, o backend.Options, s
 	}
 	b.info = backend.Info{
 		Name: "cuda", Device: b.device.Name, DType: "bfloat16", VocabSize: s.Vocab, MaxContext: o.MaxContext, MaxRows: o.MaxRows, MaxTokens: o.MaxTokens,
-		PageSize: s.Page, NumPages: s.NumPages, WeightBytes: weightBytes, KVBytesPerToken: int64(2*s.kvDim()*s.Layers) * bf16Bytes, ReadBandwidth: bandwidth,
+		PageSize: s.Page, NumPages: s.NumPages, WeightBytes: weightBytes, KVBytesPerToken: int64(2*s.kvDim()*s.Layers) * s.kvBytes(), ReadBandwidth: bandwidth,
 	}
 	s.MoE.info(&b.info, s)
 	b.slots = make([]slot, s.MaxRows)

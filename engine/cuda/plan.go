@@ -130,7 +130,7 @@ func (p *planner) attention(st stepShape, i int, l layerWeights) []node {
 		nodes = append(nodes, nodesOf(attnDecodeOp(d, s, b, l, i, decode))...)
 	}
 	if st.rows > decode {
-		nodes = append(nodes, nodesOf(ropeKVOp(d, s, b, l, i, decode, st.tokens), attnPrefillOp(d, s, b, i, decode, st.rows, longest))...)
+		nodes = append(nodes, nodesOf(ropeKVOp(d, s, b, l, i, decode, st.tokens), attnPrefillOp(d, s, b, l, i, decode, st.rows, longest))...)
 	}
 	return nodes
 }

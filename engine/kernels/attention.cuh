@@ -8,6 +8,9 @@
 #if !defined(QK_NORM) || !defined(WINDOW) || !defined(RMS_EPS)
 #error "QK_NORM 0 or 1, WINDOW tokens (0: all), RMS_EPS"
 #endif
+#ifndef KV_FP8
+#error "KV_FP8 0: the cache holds bf16; 1: e4m3, of K and V divided by a scale each"
+#endif
 static_assert(HEAD_DIM % 16 == 0 && HEAD_DIM <= 128, "HEAD_DIM: a multiple of 16 up to 128");
 static_assert(PAGE % 16 == 0, "PAGE: a multiple of 16");
 static_assert(HEADS % KV_HEADS == 0, "whole groups of query heads");
@@ -15,6 +18,23 @@ static_assert(HEADS % KV_HEADS == 0, "whole groups of query heads");
 constexpr int GROUP = HEADS / KV_HEADS;
 constexpr int QKV_N = (HEADS + 2 * KV_HEADS) * HEAD_DIM;
 constexpr int HALF = HEAD_DIM / 2;
+
+// kv_t is what the cache holds, half_t what attention multiplies: bf16, or f16 for an e4m3 cache, as each e4m3 value is an f16 exactly and
+// one instruction away from it.
+#if KV_FP8
+typedef e4m3 kv_t;
+typedef f16 half_t;
+DEVICE u32 pack_half(float lo, float hi) { return pack_f16(lo, hi); }
+DEVICE void mma_half(float (&c)[4], u32 a0, u32 a1, u32 a2, u32 a3, u32 b0, u32 b1) { mma_f16(c, a0, a1, a2, a3, b0, b1); }
+#else
+typedef bf16 kv_t;
+typedef bf16 half_t;
+DEVICE u32 pack_half(float lo, float hi) { return pack_bf16(lo, hi); }
+DEVICE void mma_half(float (&c)[4], u32 a0, u32 a1, u32 a2, u32 a3, u32 b0, u32 b1) { mma_bf16(c, a0, a1, a2, a3, b0, b1); }
+#endif
+DEVICE void put(bf16* to, float v) { *to = to_bf16(v); }
+DEVICE void put(f16* to, float v) { to->bits = (u16)pack_f16(v, 0.f); }
+DEVICE void put(e4m3* to, float v) { *to = to_e4m3(v); }
 
 // kv_offset is where a token's K (or V) of a head starts in a layer's cache [page][K|V][KV_HEADS][PAGE][HEAD_DIM].
 DEVICE size_t kv_offset(i32 page, bool is_v, int head, int token_in_page) {
@@ -66,13 +86,14 @@ DEVICE void load_rope(float2 (&cs)[PAIRS], const float2* table, int position, in
 	for (int j = 0; j < PAIRS; j++) cs[j] = table[(size_t)position * HALF + min(lane + 32 * j, HALF - 1)];
 }
 
-DEVICE void store_head(bf16* dst, const HeadPairs& h, int lane) {
+// store_head writes a head times scale, in any of the three types.
+template <typename T> DEVICE void store_head(T* dst, const HeadPairs& h, float scale, int lane) {
 #pragma unroll
 	for (int j = 0; j < PAIRS; j++) {
 		int i = lane + 32 * j;
 		if (i < HALF) {
-			dst[i] = to_bf16(h.lo[j]);
-			dst[i + HALF] = to_bf16(h.hi[j]);
+			put(dst + i, h.lo[j] * scale);
+			put(dst + i + HALF, h.hi[j] * scale);
 		}
 	}
 }

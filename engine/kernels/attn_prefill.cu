@@ -1,32 +1,34 @@
 // attn_prefill: causal attention of prefill rows' query tokens against their pages, which hold the prefix and this chunk already.
 //
-// Shapes: qkv [tokens, QKV_N] (q rotated), out [tokens, HEADS HEAD_DIM], cache as attn_decode's, bf16. Grid (HEADS, query tiles of the
+// Shapes: qkv [tokens, QKV_N] (q rotated, half_t), out [tokens, HEADS HEAD_DIM] bf16, cache as attn_decode's. Grid (HEADS, query tiles of the
 // longest row, rows), 256 threads = 8 warps of 16 query tokens; dynamic shared memory 2 stages of K and V tiles of 64 tokens.
 // FLOPs: 4 HEADS HEAD_DIM a visible pair; bound by the matrix units. FlashAttention-2's scheme (arXiv:2307.08691): S and O stay in
 // registers, online softmax in base 2, the next tile is copied (cp.async) while this one is multiplied. Rows are padded by 16 bytes
-// against bank conflicts. Tiles late in the sequence see more and start first.
+// against bank conflicts. Tiles late in the sequence see more and start first. An e4m3 cache is widened on its way to shared memory: the
+// next tile is fetched into registers before the products, and stored after them.
 #include "attention.cuh"
 
 #define THREADS 256
 constexpr int QT = 128, KT = 64;        // query and key tokens of a tile
 constexpr int PITCH = HEAD_DIM + 8;     // elements of a row in shared memory
 constexpr int KS = HEAD_DIM / 16;       // steps of the first product
-constexpr int CHUNKS = HEAD_DIM / 8;    // 16-byte pieces of a row
 
 struct Params {
 	const bf16* qkv;
-	const bf16* kv;
+	const kv_t* kv;
 	bf16* out;
 	const i32* row_slot;   // [rows]
 	const i32* row_pos;
 	const i32* row_len;
 	const i32* row_start;
 	const i32* page_table;
-	float scale;           // log2(e)/sqrt(HEAD_DIM)
+	float scale;           // log2(e)/sqrt(HEAD_DIM), times K's scale
+	float of_v;            // V's scale, KV_FP8
 	i32 first_row;         // row of blockIdx.z 0: decode rows come before
+	i32 pad;
 };
 
-struct Stage { bf16 k[KT][PITCH], v[KT][PITCH]; };
+struct Stage { half_t k[KT][PITCH], v[KT][PITCH]; };
 
 extern "C" __global__ void __launch_bounds__(THREADS, 1) attn_prefill(const __grid_constant__ Params p) {
 	extern __shared__ uint4 smem[];
@@ -55,25 +57,67 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) attn_prefill(const __gr
 	const int end = pos + min(q0 + QT, len);              // keys the tile sees: up to its last query
 	const int begin = window_start(pos + q0 + 1) / KT * KT;
 	const int tiles = ceil_div(end - begin, KT);
+	auto token_at = [&](int tile, int r) { return begin + tile * KT + r; };
+	auto kv_at = [&](int token) { return p.kv + kv_offset(token < end ? pages[token / PAGE] : 0, false, head / GROUP, token % PAGE); };
+	constexpr size_t TO_V = (size_t)KV_HEADS * PAGE * HEAD_DIM;
+#if KV_FP8
+	constexpr int PIECES = KT * HEAD_DIM / 16, SHARE = ceil_div(PIECES, THREADS);  // of 16 bytes
+	uint4 fetched[SHARE][2];
+	auto fetch = [&](int tile) {
+#pragma unroll
+		for (int i = 0; i < SHARE; i++) {
+			const int piece = tid + i * THREADS, token = token_at(tile, piece / (HEAD_DIM / 16));
+			fetched[i][0] = fetched[i][1] = make_uint4(0, 0, 0, 0);
+			if (piece >= PIECES || token >= end) continue;
+			const kv_t* from = kv_at(token) + piece % (HEAD_DIM / 16) * 16;
+			fetched[i][0] = ld16(from);
+			fetched[i][1] = ld16(from + TO_V);
+		}
+	};
+	auto widen = [&](half_t* to, uint4 v) {
+		const uint2 a = widen_e4m3(v.x), b = widen_e4m3(v.y), c = widen_e4m3(v.z), d = widen_e4m3(v.w);
+		st16(to, make_uint4(a.x, a.y, b.x, b.y));
+		st16(to + 8, make_uint4(c.x, c.y, d.x, d.y));
+	};
+	auto place = [&](int tile) {
+		Stage& s = stage[tile & 1];
+#pragma unroll
+		for (int i = 0; i < SHARE; i++) {
+			const int piece = tid + i * THREADS, r = piece / (HEAD_DIM / 16), c = piece % (HEAD_DIM / 16);
+			if (piece >= PIECES) continue;
+			widen(&s.k[r][16 * c], fetched[i][0]);
+			widen(&s.v[r][16 * c], fetched[i][1]);
+		}
+	};
+	fetch(0);
+#else
+	constexpr int CHUNKS = HEAD_DIM / 8;  // 16-byte pieces of a row
 	auto copy = [&](int tile) {
 		Stage& s = stage[tile & 1];
 		for (int i = tid; i < KT * CHUNKS; i += THREADS) {
-			int r = i / CHUNKS, c = i % CHUNKS, token = begin + tile * KT + r;
-			bool valid = token < end;
-			const bf16* from = p.kv + kv_offset(valid ? pages[token / PAGE] : 0, false, head / GROUP, token % PAGE) + 8 * c;
+			const int r = i / CHUNKS, c = i % CHUNKS, token = token_at(tile, r);
+			const bool valid = token < end;
+			const kv_t* from = kv_at(token) + 8 * c;
 			cp_async16(smem_addr(&s.k[r][8 * c]), from, valid);
-			cp_async16(smem_addr(&s.v[r][8 * c]), from + KV_HEADS * PAGE * HEAD_DIM, valid);
+			cp_async16(smem_addr(&s.v[r][8 * c]), from + TO_V, valid);
 		}
 		cp_async_commit();
 	};
 	copy(0);
+#endif
 
 	float o[2 * KS][4] = {};
 	float m[2] = {-1e30f, -1e30f}, l[2] = {};
 	for (int tile = 0; tile < tiles; tile++) {
+#if KV_FP8
+		place(tile);
+		__syncthreads();
+		if (tile + 1 < tiles) fetch(tile + 1);
+#else
 		cp_async_wait<0>();
 		__syncthreads();
 		if (tile + 1 < tiles) copy(tile + 1);
+#endif
 		const Stage& s = stage[tile & 1];
 		float sc[KT / 8][4] = {};
 #pragma unroll
@@ -82,8 +126,8 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) attn_prefill(const __gr
 			for (int n = 0; n < KT / 16; n++) {
 				u32 b[4];  // keys 16n..16n+7: k lo, k hi; then 16n+8..
 				ldmatrix4(b, smem_addr(&s.k[16 * n + (lane & 7) + (lane >> 4) * 8][16 * i + (lane >> 3 & 1) * 8]));
-				mma_bf16(sc[2 * n], q[i][0], q[i][1], q[i][2], q[i][3], b[0], b[1]);
-				mma_bf16(sc[2 * n + 1], q[i][0], q[i][1], q[i][2], q[i][3], b[2], b[3]);
+				mma_half(sc[2 * n], q[i][0], q[i][1], q[i][2], q[i][3], b[0], b[1]);
+				mma_half(sc[2 * n + 1], q[i][0], q[i][1], q[i][2], q[i][3], b[2], b[3]);
 			}
 		const int k0 = begin + tile * KT;
 		if (k0 + KT > pos + q0 + warp * 16 + 1 || (WINDOW && k0 < window_start(pos + q0 + warp * 16 + 16))) {
@@ -122,14 +166,14 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) attn_prefill(const __gr
 		}
 #pragma unroll
 		for (int k = 0; k < KT / 16; k++) {
-			u32 a[4] = {pack_bf16(sc[2 * k][0], sc[2 * k][1]), pack_bf16(sc[2 * k][2], sc[2 * k][3]),
-			            pack_bf16(sc[2 * k + 1][0], sc[2 * k + 1][1]), pack_bf16(sc[2 * k + 1][2], sc[2 * k + 1][3])};
+			u32 a[4] = {pack_half(sc[2 * k][0], sc[2 * k][1]), pack_half(sc[2 * k][2], sc[2 * k][3]),
+			            pack_half(sc[2 * k + 1][0], sc[2 * k + 1][1]), pack_half(sc[2 * k + 1][2], sc[2 * k + 1][3])};
 #pragma unroll
 			for (int n = 0; n < KS; n++) {
 				u32 b[4];  // dims 16n..16n+7: tokens lo, hi; then 16n+8..
 				ldmatrix4_trans(b, smem_addr(&s.v[16 * k + (lane & 15)][16 * n + (lane >> 4) * 8]));
-				mma_bf16(o[2 * n], a[0], a[1], a[2], a[3], b[0], b[1]);
-				mma_bf16(o[2 * n + 1], a[0], a[1], a[2], a[3], b[2], b[3]);
+				mma_half(o[2 * n], a[0], a[1], a[2], a[3], b[0], b[1]);
+				mma_half(o[2 * n + 1], a[0], a[1], a[2], a[3], b[2], b[3]);
 			}
 		}
 	}
@@ -139,7 +183,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) attn_prefill(const __gr
 		l[h] += __shfl_xor_sync(~0u, l[h], 2);
 		const int query = h ? qb : qa;
 		if (query >= len) continue;
-		const float scale = 1.f / l[h];
+		const float scale = (KV_FP8 ? p.of_v : 1.f) / l[h];
 		bf16* out = p.out + (size_t)(start + query) * HEADS * HEAD_DIM + head * HEAD_DIM;
 #pragma unroll
 		for (int n = 0; n < 2 * KS; n++) *reinterpret_cast<u32*>(out + 8 * n + 2 * t) = pack_bf16(o[n][2 * h] * scale, o[n][2 * h + 1] * scale);

@@ -1,11 +1,12 @@
 // attn_prefill_sm90: attn_prefill for heads of 64 and 128 on the warpgroup matrix units: causal attention of prefill rows' query tokens
 // against their pages, which hold the prefix and this chunk already.
 //
-// Shapes: qkv [tokens, QKV_N] (q rotated), out [tokens, HEADS HEAD_DIM], cache [page][K|V][KV_HEADS][PAGE][HEAD_DIM], bf16. Grid (HEADS, query
-// tiles of the longest row, rows), 384 threads: two warpgroups of 64 query tokens each and one that copies; shared memory: Q, and two
-// stages each of K and V tiles of 128 tokens. FLOPs: 4 HEADS HEAD_DIM a visible pair; bound by the matrix units.
+// Shapes: qkv [tokens, QKV_N] (q rotated, half_t), out [tokens, HEADS HEAD_DIM] bf16, cache [page][K|V][KV_HEADS][PAGE][HEAD_DIM] of kv_t. Grid
+// (HEADS, query tiles of the longest row, rows), 384 threads: two warpgroups of 64 query tokens each and one that copies; shared memory: Q,
+// and two stages each of K and V tiles of 128 tokens. FLOPs: 4 HEADS HEAD_DIM a visible pair; bound by the matrix units.
 // FlashAttention-3's inner loop (arXiv:2407.08608): the next tile's Q K^T is issued before this tile's P V, so the softmax of one runs under
 // the products of the other; P stays in registers. Pages come as boxes of PAGE rows x 64 columns through one tensor map of the layer's cache.
+// An e4m3 cache comes as it is, page by page into a ring, from which the copying warpgroup widens each tile to f16 where the products want it.
 // What lies behind a row's last token in its page may be anything: V is zeroed there, as 0 * NaN would not be 0.
 #include "attention.cuh"
 #include "wgmma.cuh"
@@ -14,46 +15,105 @@
 constexpr int QT = 128, KT = 128;
 constexpr int COLS = HEAD_DIM / 64;       // blocks of 64 columns
 constexpr u32 TILE_BYTES = KT * HEAD_DIM * 2;
+#if KV_FP8
+constexpr int RING = 4;
+#endif
+constexpr int COPIERS = KV_FP8 ? 128 : 1;  // threads that fill a tile
 static_assert(HEAD_DIM == 64 || HEAD_DIM == 128, "HEAD_DIM 64 or 128");
 static_assert(PAGE <= KT, "pages of at most a tile");
 
 struct alignas(128) TensorMap { u64 words[16]; };
 
 struct Params {
-	TensorMap q, kv;       // qkv in boxes of 64 x 64, the layer's cache in boxes of PAGE x 64
+	TensorMap q, kv;       // qkv in boxes of 64 x 64, the layer's cache in boxes of PAGE x 64 (unless KV_FP8)
 	bf16* out;
 	const i32* row_slot;   // [rows]
 	const i32* row_pos;
 	const i32* row_len;
 	const i32* row_start;
 	const i32* page_table;
-	float scale;           // log2(e)/sqrt(HEAD_DIM)
+	const kv_t* pages;     // the layer's cache, KV_FP8
+	float scale;           // log2(e)/sqrt(HEAD_DIM), times K's scale
+	float of_v;            // V's scale, KV_FP8
 	i32 first_row;         // row of blockIdx.z 0: decode rows come before
-	u64 pad[9];
+	i32 pad[15];
 };
 
 struct Shared {
-	bf16 q[2][COLS][64][64];
-	bf16 k[2][COLS][KT][64], v[2][COLS][KT][64];
+	half_t q[2][COLS][64][64];
+	half_t k[2][COLS][KT][64], v[2][COLS][KT][64];
+#if KV_FP8
+	kv_t ring[RING][KT * HEAD_DIM];  // K and V of a tile take a place each
+	u64 ring_full[RING];
+#endif
 	u64 q_full, k_full[2], k_empty[2], v_full[2], v_empty[2];
 };
 
 struct Work { i32 slot, len, pos, start, q0, begin, end, tiles; };
 
 #if ARCH >= 900 && defined(__CUDA_ARCH_FEAT_SM90_ALL)
-DEVICE void copy(const Params& p, Shared& sh, const Work& w) {
-	const int head = blockIdx.x;
-	const u64 keep = policy_evict_last();
-	const i32* pages = p.page_table + (size_t)w.slot * MAX_PAGES;
+DEVICE void copy_q(const Params& p, Shared& sh, const Work& w, u64 policy) {
 	mbarrier_expect(&sh.q_full, sizeof(sh.q));
 	for (int g = 0; g < 2; g++)
-		for (int c = 0; c < COLS; c++) tensor_load(sh.q[g][c], &p.q, head * HEAD_DIM + 64 * c, w.start + w.q0 + 64 * g, &sh.q_full, keep);
-	auto load = [&](bf16(&to)[COLS][KT][64], int tile, bool is_v, u64* full) {
+		for (int c = 0; c < COLS; c++) tensor_load(sh.q[g][c], &p.q, blockIdx.x * HEAD_DIM + 64 * c, w.start + w.q0 + 64 * g, &sh.q_full, policy);
+}
+
+// page_of names the page that holds row r of a tile. Past the end any page does: K is masked, V zeroed.
+DEVICE i32 page_of(const Params& p, const Work& w, int tile, int r) {
+	return p.page_table[(size_t)w.slot * MAX_PAGES + min(w.begin + tile * KT + r, w.end - 1) / PAGE];
+}
+
+#if KV_FP8
+// widen puts a tile of the ring where the products want it: rows of 64 f16 in 16-byte units that are swizzled by 128 bytes. The units of
+// odd blocks are written in the other order: eight neighbours then write to all banks.
+DEVICE void widen(const kv_t* from, half_t (&to)[COLS][KT][64], int tid) {
+	constexpr int UNITS = HEAD_DIM / 16;  // 16 bytes of e4m3 in a row
+#pragma unroll 4
+	for (int i = tid; i < KT * UNITS; i += COPIERS) {
+		const int r = i / UNITS, c = i % UNITS, unit = c % 4 * 2, odd = c / 4;
+		const uint4 v = *reinterpret_cast<const uint4*>(from + 16 * i);
+		const uint2 x = widen_e4m3(v.x), y = widen_e4m3(v.y), z = widen_e4m3(v.z), w = widen_e4m3(v.w);
+		const uint4 lo = make_uint4(x.x, x.y, y.x, y.y), hi = make_uint4(z.x, z.y, w.x, w.y);
+		half_t* row = to[c / 4][r];
+		st16(row + 8 * ((unit + odd) ^ (r & 7)), odd ? hi : lo);
+		st16(row + 8 * ((unit + 1 - odd) ^ (r & 7)), odd ? lo : hi);
+	}
+}
+
+DEVICE void copy(const Params& p, Shared& sh, const Work& w, int tid) {
+	const u64 keep = policy_evict_last();
+	const int n = 2 * w.tiles;  // K of tile 0, V of tile 0, K of tile 1 ...
+	auto ask = [&](int i) {
+		mbarrier_expect(&sh.ring_full[i % RING], KT * HEAD_DIM);
+		for (int r = 0; r < KT; r += PAGE)
+			bulk_load(sh.ring[i % RING] + r * HEAD_DIM, p.pages + kv_offset(page_of(p, w, i / 2, r), i & 1, blockIdx.x / GROUP, 0), PAGE * HEAD_DIM, &sh.ring_full[i % RING], keep);
+	};
+	if (tid == 0) {
+		copy_q(p, sh, w, keep);
+		for (int i = 0; i < min(n, RING); i++) ask(i);
+	}
+	for (int i = 0; i < n; i++) {
+		const int tile = i / 2, s = tile & 1;
+		const bool is_v = i & 1;
+		mbarrier_wait(&sh.ring_full[i % RING], i / RING & 1);
+		if (tile >= 2) mbarrier_wait(is_v ? &sh.v_empty[s] : &sh.k_empty[s], (tile / 2 - 1) & 1);
+		widen(sh.ring[i % RING], is_v ? sh.v[s] : sh.k[s], tid);
+		fence_async_shared();
+		mbarrier_arrive(is_v ? &sh.v_full[s] : &sh.k_full[s]);
+		barrier_sync(2, COPIERS);  // the ring's place has been read
+		if (tid == 0 && i + RING < n) ask(i + RING);
+	}
+}
+#else
+DEVICE void copy(const Params& p, Shared& sh, const Work& w, int tid) {
+	if (tid != 0) return;
+	const u64 keep = policy_evict_last();
+	copy_q(p, sh, w, keep);
+	auto load = [&](half_t(&to)[COLS][KT][64], int tile, bool is_v, u64* full) {
 		mbarrier_expect(full, TILE_BYTES);
 		for (int r = 0; r < KT; r += PAGE) {
-			// Past the end any page does: K is masked, V zeroed.
-			const i32 page = pages[min(w.begin + tile * KT + r, w.end - 1) / PAGE];
-			for (int c = 0; c < COLS; c++) tensor_load(to[c][r], &p.kv, 64 * c, ((page * 2 + is_v) * KV_HEADS + head / GROUP) * PAGE, full, keep);
+			const i32 row = ((page_of(p, w, tile, r) * 2 + is_v) * KV_HEADS + blockIdx.x / GROUP) * PAGE;
+			for (int c = 0; c < COLS; c++) tensor_load(to[c][r], &p.kv, 64 * c, row, full, keep);
 		}
 	};
 	for (int i = 0; i < w.tiles; i++) {
@@ -64,6 +124,7 @@ DEVICE void copy(const Params& p, Shared& sh, const Work& w) {
 		load(sh.v[s], i, true, &sh.v_full[s]);
 	}
 }
+#endif
 
 DEVICE void attend(const Params& p, Shared& sh, const Work& w) {
 	const int tid = threadIdx.x, group = tid >> 7, lane = tid & 31, warp = tid >> 5 & 3, g = lane >> 2, t = lane & 3;
@@ -78,7 +139,7 @@ DEVICE void attend(const Params& p, Shared& sh, const Work& w) {
 		wgmma_fence();
 #pragma unroll
 		for (int j = 0; j < HEAD_DIM / 16; j++)
-			Wgmma<KT>::product(s, wgmma_tile(sh.q[group][j / 4]) + 2 * (j % 4), wgmma_tile(sh.k[tile & 1][j / 4]) + 2 * (j % 4), j > 0);
+			Wgmma<KT, half_t>::product(s, wgmma_tile(sh.q[group][j / 4]) + 2 * (j % 4), wgmma_tile(sh.k[tile & 1][j / 4]) + 2 * (j % 4), j > 0);
 		wgmma_commit();
 	};
 	auto values = [&](int tile) {  // issues O += P V
@@ -93,7 +154,7 @@ DEVICE void attend(const Params& p, Shared& sh, const Work& w) {
 		wgmma_fence();
 #pragma unroll
 		for (int j = 0; j < KT / 16; j++)
-			Wgmma<HEAD_DIM>::product_of_registers(o, prob[j], wgmma_columns(sh.v[tile & 1], KT * 128) + 128 * j, j > 0 || tile > 0);
+			Wgmma<HEAD_DIM, half_t>::product_of_registers(o, prob[j], wgmma_columns(sh.v[tile & 1], KT * 128) + 128 * j, j > 0 || tile > 0);
 		wgmma_commit();
 	};
 	float shrink[2];
@@ -130,7 +191,7 @@ DEVICE void attend(const Params& p, Shared& sh, const Work& w) {
 #pragma unroll
 		for (int j = 0; j < KT / 16; j++)
 #pragma unroll
-			for (int i = 0; i < 4; i++) prob[j][i] = pack_bf16(s[8 * j + 2 * i], s[8 * j + 2 * i + 1]);
+			for (int i = 0; i < 4; i++) prob[j][i] = pack_half(s[8 * j + 2 * i], s[8 * j + 2 * i + 1]);
 	};
 
 	mbarrier_wait(&sh.q_full, 0);
@@ -159,7 +220,7 @@ DEVICE void attend(const Params& p, Shared& sh, const Work& w) {
 		l[h] += __shfl_xor_sync(~0u, l[h], 2);
 		const int query = qa + 8 * h;
 		if (query >= w.len) continue;
-		const float scale = 1.f / l[h];
+		const float scale = (KV_FP8 ? p.of_v : 1.f) / l[h];
 		bf16* out = p.out + ((size_t)(w.start + query) * HEADS + blockIdx.x) * HEAD_DIM;
 #pragma unroll
 		for (int j = 0; j < HEAD_DIM / 8; j++) *reinterpret_cast<u32*>(out + 8 * j + 2 * t) = pack_bf16(o[4 * j + 2 * h] * scale, o[4 * j + 2 * h + 1] * scale);
@@ -187,17 +248,20 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) attn_prefill_sm90(const
 	if (threadIdx.x == 0) {
 		mbarrier_init(&sh.q_full, 1);
 		for (int i = 0; i < 2; i++) {
-			mbarrier_init(&sh.k_full[i], 1);
-			mbarrier_init(&sh.v_full[i], 1);
+			mbarrier_init(&sh.k_full[i], COPIERS);
+			mbarrier_init(&sh.v_full[i], COPIERS);
 			mbarrier_init(&sh.k_empty[i], 2);
 			mbarrier_init(&sh.v_empty[i], 2);
 		}
+#if KV_FP8
+		for (int i = 0; i < RING; i++) mbarrier_init(&sh.ring_full[i], 1);
+#endif
 		mbarrier_init_fence();
 	}
 	__syncthreads();
 	if (threadIdx.x >= 256) {
 		registers_less<40>();
-		if (threadIdx.x == 256) copy(p, sh, w);
+		copy(p, sh, w, threadIdx.x - 256);
 	} else {
 		registers_more<232>();
 		attend(p, sh, w);

@@ -10,6 +10,8 @@ typedef int i32;
 typedef long long i64;
 
 struct bf16 { u16 bits; };  // bfloat16 as stored
+struct f16 { u16 bits; };   // IEEE half
+struct e4m3 { u8 bits; };   // fp8 of 4 exponent and 3 fraction bits: up to 448, no infinity
 
 #ifndef __CUDA_ARCH__
 #define ARCH 0
@@ -39,6 +41,42 @@ DEVICE u32 mul_bf16x2(u32 a, u32 b) {  // a*b - 0: one rounding, and it exists o
 	u32 d;
 	asm("fma.rn.bf16x2 %0, %1, %2, %3;" : "=r"(d) : "r"(a), "r"(b), "r"(0x80008000u));
 	return d;
+}
+
+// ---- f16 and fp8 ----
+DEVICE u32 pack_f16(float lo, float hi) {
+	u32 d;
+	asm("cvt.rn.f16x2.f32 %0, %1, %2;" : "=r"(d) : "f"(hi), "f"(lo));
+	return d;
+}
+// widen_e4m3 gives four e4m3 values as f16 pairs (bytes 0 and 1, bytes 2 and 3), exactly. NaN stays NaN where the machine has the instruction.
+DEVICE uint2 widen_e4m3(u32 v) {
+	uint2 d;
+#if ARCH >= 890
+	asm("{\n.reg .b16 lo, hi;\nmov.b32 {lo, hi}, %2;\ncvt.rn.f16x2.e4m3x2 %0, lo;\ncvt.rn.f16x2.e4m3x2 %1, hi;\n}" : "=r"(d.x), "=r"(d.y) : "r"(v));
+#else
+	// The bits in f16's fields are 2^-8 of the value, subnormals too: f16's exponent is biased by 15, e4m3's by 7.
+	const u32 lo = __byte_perm(v, 0, 0x1404), hi = __byte_perm(v, 0, 0x3424), scale = 0x5C005C00u;
+	asm("mul.rn.f16x2 %0, %1, %2;" : "=r"(d.x) : "r"((lo & 0x80008000u) | (lo & 0x7F007F00u) >> 1), "r"(scale));
+	asm("mul.rn.f16x2 %0, %1, %2;" : "=r"(d.y) : "r"((hi & 0x80008000u) | (hi & 0x7F007F00u) >> 1), "r"(scale));
+#endif
+	return d;
+}
+// to_e4m3 rounds to the nearest, ties to even, and what is beyond 448 to 448.
+DEVICE e4m3 to_e4m3(float v) {
+#if ARCH >= 890
+	u16 d;
+	asm("cvt.rn.satfinite.e4m3x2.f32 %0, %1, %2;" : "=h"(d) : "f"(0.f), "f"(v));
+	return e4m3{(u8)d};
+#else
+	const u32 sign = __float_as_uint(v) >> 24 & 0x80;
+	if (v != v) return e4m3{(u8)(sign | 0x7F)};
+	const float a = fminf(fabsf(v), 448.f);
+	const u32 bits = __float_as_uint(a);
+	// Below 2^-6 values lie 2^-9 apart; above, three bits of the fraction stay, and the exponent's bias shrinks by 120.
+	const u32 rounded = a < 0x1p-6f ? (u32)__float2int_rn(a * 512.f) : ((bits + 0x7FFFF + (bits >> 20 & 1)) >> 20) - (120 << 3);
+	return e4m3{(u8)(sign | rounded)};
+#endif
 }
 
 // ---- programmatic dependent launch ----
@@ -131,6 +169,11 @@ DEVICE u32 ld4_l2(const void* p) {
 	asm volatile("ld.global.cg.u32 %0, [%1];" : "=r"(v) : "l"(p) : "memory");
 	return v;
 }
+DEVICE u32 ld2_l2(const void* p) {
+	u16 v;
+	asm volatile("ld.global.cg.u16 %0, [%1];" : "=h"(v) : "l"(p) : "memory");
+	return v;
+}
 DEVICE void st16(void* p, uint4 v) { *reinterpret_cast<uint4*>(p) = v; }
 DEVICE u32 ld_host(const void* p) {  // pinned host memory that changes between launches
 	u32 v;
@@ -185,6 +228,11 @@ DEVICE void tensor_load(void* dst, const void* map, i32 column, i32 row, u64* ba
 	asm volatile("cp.async.bulk.tensor.2d.shared::cluster.global.tile.mbarrier::complete_tx::bytes.L2::cache_hint [%0], [%1, {%3, %4}], [%2], %5;"
 	             ::"r"(smem_addr(dst)), "l"(map), "r"(smem_addr(bar)), "r"(column), "r"(row), "l"(policy) : "memory");
 }
+// bulk_load copies bytes (a multiple of 16, as both addresses) as they are.
+DEVICE void bulk_load(void* dst, const void* src, u32 bytes, u64* bar, u64 policy) {
+	asm volatile("cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes.L2::cache_hint [%0], [%1], %2, [%3], %4;"
+	             ::"r"(smem_addr(dst)), "l"(src), "r"(bytes), "r"(smem_addr(bar)), "l"(policy) : "memory");
+}
 DEVICE void tensor_prefetch_map(const void* map) { asm volatile("prefetch.tensormap [%0];" ::"l"(map) : "memory"); }
 DEVICE void mbarrier_arrive(u64* bar) { asm volatile("mbarrier.arrive.shared::cta.b64 _, [%0];" ::"r"(smem_addr(bar)) : "memory"); }
 DEVICE u64 policy_evict_last() {
@@ -232,6 +280,12 @@ template <int COUNT> DEVICE void registers_less() { asm volatile("setmaxnreg.dec
 // k 2t,2t+1 (b0) and 2t+8,2t+9 (b1), C rows g (c0, c1) and g+8 (c2, c3) at columns 2t, 2t+1.
 DEVICE void mma_bf16(float (&c)[4], u32 a0, u32 a1, u32 a2, u32 a3, u32 b0, u32 b1) {
 	asm volatile("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
+	             : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
+	             : "r"(a0), "r"(a1), "r"(a2), "r"(a3), "r"(b0), "r"(b1));
+}
+// mma_f16 is mma_bf16 of f16.
+DEVICE void mma_f16(float (&c)[4], u32 a0, u32 a1, u32 a2, u32 a3, u32 b0, u32 b1) {
+	asm volatile("mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
 	             : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
 	             : "r"(a0), "r"(a1), "r"(a2), "r"(a3), "r"(b0), "r"(b1));
 }

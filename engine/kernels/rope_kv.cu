@@ -1,4 +1,5 @@
-// rope_kv: for the tokens of prefill rows, QK-norm and RoPE in place in qkv, and K and V into their pages.
+// rope_kv: for the tokens of prefill rows, QK-norm and RoPE of q in place in qkv (as half_t: attn_prefill alone reads it), and K and V into
+// their pages.
 // Grid: tokens, 256 threads, a warp a head at a time. Bytes: 4 QKV_N a token and the K, V written.
 #include "attention.cuh"
 
@@ -6,7 +7,7 @@
 
 struct Params {
 	bf16* qkv;            // [tokens, QKV_N]
-	bf16* kv;             // the layer's cache
+	kv_t* kv;             // the layer's cache
 	const bf16* qnorm;    // [HEAD_DIM], QK_NORM
 	const bf16* knorm;
 	const float2* rope;   // [positions, HEAD_DIM/2]
@@ -14,6 +15,7 @@ struct Params {
 	const i32* tok_slot;  // [tokens], -1: padding
 	const i32* page_table;
 	i32 first;            // token of CTA 0: decode rows come before
+	float to_k, to_v;     // what K and V are multiplied by to be stored, KV_FP8
 	i32 pad;
 };
 
@@ -31,10 +33,10 @@ extern "C" __global__ void __launch_bounds__(THREADS) rope_kv(const __grid_const
 		HeadPairs v = load_head(x + h * HEAD_DIM, lane);
 		if (h < HEADS + KV_HEADS) rotate(v, h < HEADS ? p.qnorm : p.knorm, cs, lane);
 		if (h < HEADS) {
-			store_head(x + h * HEAD_DIM, v, lane);
+			store_head(reinterpret_cast<half_t*>(x + h * HEAD_DIM), v, 1.f, lane);
 			continue;
 		}
 		const bool is_v = h >= HEADS + KV_HEADS;
-		store_head(p.kv + kv_offset(page, is_v, h - HEADS - (is_v ? KV_HEADS : 0), pos % PAGE), v, lane);
+		store_head(p.kv + kv_offset(page, is_v, h - HEADS - (is_v ? KV_HEADS : 0), pos % PAGE), v, KV_FP8 ? (is_v ? p.to_v : p.to_k) : 1.f, lane);
 	}
 }

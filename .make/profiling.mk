@@ -1,5 +1,5 @@
 # Profiling: see docs/profiling.md.
-.PHONY: nsys-one-batch nsys-server nsys-sessions nsys-stop trace-viewer timeline
+.PHONY: nsys-one-batch nsys-server nsys-sessions nsys-stop trace-viewer timeline hooks-cost
 
 # NSYSFLAGS go to nsys, ARGS to the program; MODEL, OUT, STEPS and NSYS as profiling/nsys/record.sh tells.
 export MODEL OUT STEPS NSYS
@@ -29,3 +29,15 @@ trace-viewer: $(VIEWER)/index.html ## open TRACE in chrome://tracing's and Perfe
 
 timeline: ## on a GPU: each operation and layer of a decode step by the kernels' own time stamps, no profiler
 	@$(GO) test -tags cuda ./engine/cuda -run '^$$' -bench Timeline -benchtime 1x
+
+# What the hooks cost while they are off: the same benchmarks with them and built without, in turn. Small differences need many runs on a
+# quiet machine; HOOKS_FLAGS are the benchmark's, RUNS are a side's.
+HOOKS = .cache/hooks
+HOOKS_FLAGS ?= --batch-size 1 --input-len 64 --output-len 256
+RUNS ?= 12
+hooks-cost: ## compare a build without profiling hooks with the ordinary one, interleaved: make hooks-cost TAGS=cuda RUNS=12
+	@$(GO) run ./profiling/cmd/nohooks $(HOOKS)
+	@$(GO) test -c $(TAGFLAG) -overlay $(HOOKS)/overlay.json -o $(HOOKS)/without.test ./benchmarks
+	@$(GO) test -c $(TAGFLAG) -o $(HOOKS)/with.test ./benchmarks
+	@rm -rf $(HOOKS)/results
+	@$(GO) run ./benchstat/ab --base $(HOOKS)/without.test --new $(HOOKS)/with.test --bench OneBatch --n $(RUNS) --threshold 0.005 --out $(HOOKS)/results -- $(HOOKS_FLAGS)

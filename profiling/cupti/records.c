@@ -31,7 +31,7 @@ static uint64_t count, capacity, dropped;
 static const char *describe(CUptiResult r) {
 	const char *s = "unknown CUPTI error";
 	if (r == CUPTI_SUCCESS) return NULL;
-	if (r == CUPTI_ERROR_MULTIPLE_SUBSCRIBERS_NOT_SUPPORTED) return "another profiler holds CUPTI: run without it";
+	if (r == CUPTI_ERROR_MULTIPLE_SUBSCRIBERS_NOT_SUPPORTED) return "another profiler, such as nsys or ncu, holds it; run without that one, or ask for activity CPU alone";
 	resultString(r, &s);
 	return s;
 }

@@ -14,6 +14,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"sync"
 	"time"
 	"unsafe"
@@ -85,6 +86,9 @@ func (s *Source) Stop() (profiling.Recording, error) {
 	records := unsafe.Slice((*C.tokamak_record)(taken), int(n))
 	if taken == nil {
 		records = nil
+	}
+	if !slices.ContainsFunc(records, func(r C.tokamak_record) bool { return r.kind == C.TOKAMAK_KERNEL }) {
+		err = errors.Join(err, errors.New("CUPTI saw no kernel: another profiler, such as nsys or ncu, holds it; run without that one, or ask for activity CPU alone"))
 	}
 	r := profiling.Recording{Processes: map[int]string{}, Threads: map[chrometrace.Track]string{}, Meta: map[string]string{}}
 	if dropped > 0 {

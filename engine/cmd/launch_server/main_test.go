@@ -67,9 +67,14 @@ func launchTiny(t *testing.T, args ...string) *process {
 	return p
 }
 
-func start(t *testing.T, args ...string) *process {
-	p := &process{cmd: exec.Command(os.Args[0], args...), ready: make(chan string, 1), ended: make(chan error, 1)}
-	p.cmd.Env = append(os.Environ(), asCommand+"=1")
+func start(t *testing.T, args ...string) *process { return startCommand(t, exec.Command(os.Args[0], args...)) }
+
+// startCommand starts what runs the command.
+func startCommand(t *testing.T, cmd *exec.Cmd) *process {
+	p := &process{cmd: cmd, ready: make(chan string, 1), ended: make(chan error, 1)}
+	if cmd.Env == nil {
+		cmd.Env = append(os.Environ(), asCommand+"=1")
+	}
 	pipe, err := p.cmd.StderrPipe()
 	require.NoError(t, err)
 	require.NoError(t, p.cmd.Start())

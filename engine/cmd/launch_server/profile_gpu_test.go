@@ -1,0 +1,197 @@
+//go:build cuda
+
+package main
+
+import (
+	"bytes"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/assert"
+	"github.com/stretchr/testify/require"
+
+	"github.com/tokamak-engine/tokamak/fixtures/configs"
+	"github.com/tokamak-engine/tokamak/profiling/chrometrace"
+)
+
+// onGPU are the arguments of a small server on this machine's GPU.
+func onGPU(t *testing.T) []string {
+	if _, err := os.Stat("/dev/nvidiactl"); err != nil && os.Getenv("TOKAMAK_REQUIRE_GPU") == "" {
+		t.Skipf("no NVIDIA GPU on this machine: %v", err)
+	}
+	dir, err := configs.Dir("smollm2-135m")
+	require.NoError(t, err)
+	return []string{"--model-path", dir, "--load-format", "dummy", "--skip-tokenizer-init", "--device", "cuda", "--port", "0", "--max-running", "8",
+		"--max-total-tokens", "65536", "--max-prefill-tokens", "1024"}
+}
+
+// launched starts cmd, which runs the server somehow, and waits until it is ready.
+func launched(t *testing.T, cmd *exec.Cmd) *process {
+	p := startCommand(t, cmd)
+	select {
+	case p.url = <-p.ready:
+	case err := <-p.ended:
+		t.Fatalf("ended before it was ready: %v\n%s", err, p.log())
+	case <-time.After(60 * time.Second):
+		t.Fatalf("not ready:\n%s", p.log())
+	}
+	return p
+}
+
+// read gives the events of a trace.
+func read(t *testing.T, path string) []chrometrace.Event {
+	f, err := os.Open(path)
+	require.NoError(t, err)
+	defer f.Close()
+	events, err := chrometrace.Read(f)
+	require.NoError(t, err)
+	return events
+}
+
+func TestNoCUPTI(t *testing.T) {
+	args := onGPU(t)
+	t.Setenv("TOKAMAK_PROFILER_DIR", t.TempDir())
+	t.Setenv("TOKAMAK_CUPTI", "/nonexistent/libcupti.so.13")
+	c := client{t, launched(t, exec.Command(os.Args[0], args...)).url}
+	code, text := c.post("/start_profile", `{"activities":["GPU"]}`)
+	t.Log(text)
+	assert.Equal(t, 409, code)
+	assert.Contains(t, text, "GPU profiling needs libcupti.so.13")
+	c.generate("10")
+	var begun started
+	c.ok("/start_profile", `{"activities":["CPU"],"num_steps":3}`, &begun)
+	c.generate("10")
+	c.ok("/stop_profile", "", nil)
+	assert.FileExists(t, begun.Output)
+}
+
+// TestStampsOfAServer asks a live server for the time of its layers, noted by the kernels themselves and by nothing else.
+func TestStampsOfAServer(t *testing.T) {
+	args := onGPU(t)
+	t.Setenv("TOKAMAK_PROFILER_DIR", t.TempDir())
+	t.Setenv("TOKAMAK_STAMPS", "1")
+	c := client{t, launched(t, exec.Command(os.Args[0], args...)).url}
+	c.generate("10")
+	var begun started
+	c.ok("/start_profile", `{"activities":["CPU"],"stage":"decode","num_steps":16}`, &begun)
+	c.generate("40")
+	c.ok("/stop_profile", "", nil)
+	layers, steps := map[string]float64{}, 0
+	for _, e := range read(t, begun.Output) {
+		assert.NotEqual(t, "kernel", e.Category, "no profiler was asked for")
+		switch e.Category {
+		case "step":
+			steps++
+		case "layer":
+			layers[e.Name] += e.Length
+		}
+	}
+	require.Equal(t, 16, steps)
+	require.Len(t, layers, 31, "30 layers, and what is outside of them")
+	for name, us := range layers {
+		t.Logf("%s: %.2f us a step", name, us/16)
+		assert.Greater(t, us/16, 5.0, name)
+	}
+}
+
+// findNsys is Nsight Systems: one that is installed, or the one that comes with Nsight Compute.
+func findNsys(t *testing.T) string {
+	if path := os.Getenv("NSYS"); path != "" {
+		return path
+	}
+	if path, err := exec.LookPath("nsys"); err == nil {
+		return path
+	}
+	for _, pattern := range []string{"/opt/nvidia/nsight-*/*/host/target-linux-x64/nsys", "/opt/nvidia/nsight-systems/*/target-linux-x64/nsys", "/usr/local/cuda/nsight-compute-*/host/target-linux-x64/nsys"} {
+		if found, _ := filepath.Glob(pattern); len(found) > 0 {
+			return found[len(found)-1]
+		}
+	}
+	t.Skip("no nsys on this machine: install Nsight Systems or Nsight Compute, or set NSYS")
+	return ""
+}
+
+// descendants are the processes that pid started, and they.
+func descendants(pid int) (all []int) {
+	text, _ := os.ReadFile(fmt.Sprintf("/proc/%d/task/%d/children", pid, pid))
+	for _, field := range strings.Fields(string(text)) {
+		var child int
+		if _, err := fmt.Sscan(field, &child); err == nil {
+			all = append(append(all, child), descendants(child)...)
+		}
+	}
+	return all
+}
+
+// TestServerUnderNsys records a live server with the real Nsight Systems, as `make nsys-server` does: what it writes has our ranges and
+// kernels. Meanwhile CUPTI is taken, which the server says when it is asked for a profile of its own, and goes on.
+func TestServerUnderNsys(t *testing.T) {
+	args := onGPU(t)
+	nsys := findNsys(t)
+	program, err := os.Executable()
+	require.NoError(t, err)
+	script, err := filepath.Abs("../../../profiling/nsys/record.sh")
+	require.NoError(t, err)
+	// Only NVTX knows these; the kernels' names are in either record.
+	ranges, kernels := []string{"decode step", "layer 7", "gemv_qkv", "schedule"}, []string{"attn_decode", "sample_fast"}
+	for _, on := range []string{"1", "0"} {
+		dir := t.TempDir()
+		cmd := exec.Command("sh", append([]string{script, "server", "--sample=none", "--cpuctxsw=none", "--"}, args...)...)
+		cmd.Env = append(os.Environ(), asCommand+"=1", "NSYS="+nsys, "BIN="+program, "OUT="+filepath.Join(dir, "server"), "MODEL=", "STEPS=", "TOKAMAK_NVTX="+on,
+			"TOKAMAK_PROFILER_DIR="+dir)
+		p := launched(t, cmd)
+		c := client{t, p.url}
+		c.generate("20")
+		code, text := c.post("/start_profile", `{"activities":["GPU"],"num_steps":5}`)
+		if code == 200 { // it is told when there is nothing to tell
+			c.generate("20")
+			code, text = c.post("/stop_profile", "")
+		}
+		t.Logf("CUPTI under nsys: %d %s", code, text)
+		assert.Equal(t, 409, code)
+		assert.Contains(t, text, "another profiler")
+		var begun started
+		c.ok("/start_profile", `{"activities":["CPU"],"num_steps":3}`, &begun)
+		c.generate("20")
+		c.ok("/stop_profile", "", nil)
+		assert.FileExists(t, begun.Output)
+
+		for _, pid := range descendants(cmd.Process.Pid) {
+			if exe, _ := os.Readlink(fmt.Sprintf("/proc/%d/exe", pid)); exe == program {
+				require.NoError(t, syscall.Kill(pid, syscall.SIGTERM))
+			}
+		}
+		select {
+		case <-p.ended:
+		case <-time.After(60 * time.Second):
+			t.Fatalf("nsys does not end:\n%s", p.log())
+		}
+		written, err := filepath.Glob(filepath.Join(dir, "server.*"))
+		require.NoError(t, err)
+		var whole bytes.Buffer
+		for _, path := range written {
+			text, err := os.ReadFile(path)
+			require.NoError(t, err)
+			t.Logf("%s: %d bytes", path, len(text))
+			whole.Write(text)
+		}
+		if keep := os.Getenv("KEEP"); keep != "" {
+			for _, path := range written {
+				text, _ := os.ReadFile(path)
+				require.NoError(t, os.WriteFile(filepath.Join(keep, "nvtx"+on+"-"+filepath.Base(path)), text, 0o644))
+			}
+		}
+		for _, name := range kernels {
+			assert.True(t, bytes.Contains(whole.Bytes(), []byte(name)), "kernel %s, TOKAMAK_NVTX=%s\n%s", name, on, p.log())
+		}
+		for _, name := range ranges {
+			assert.Equal(t, on == "1", bytes.Contains(whole.Bytes(), []byte(name)), "range %q, TOKAMAK_NVTX=%s", name, on)
+		}
+	}
+}

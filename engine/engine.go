@@ -147,7 +147,10 @@ const mixedTokens = 512
 
 // newScheduler makes the scheduler of o, whose prompts are cut by o's chunk alone or, if mixed, by who else is in the step too.
 func newScheduler(o *Options, info backend.Info, mixed bool) *scheduler.Scheduler {
-	policy, most := scheduler.FCFS, 0
+	policy, most, drafts := scheduler.FCFS, 0, 0
+	if o.speculates() {
+		drafts = o.SpeculativeNumTokens
+	}
 	if mixed {
 		most = mixedTokens
 	}
@@ -157,7 +160,7 @@ func newScheduler(o *Options, info backend.Info, mixed bool) *scheduler.Schedule
 	return scheduler.New(scheduler.Config{
 		MaxRows: info.MaxRows, MaxTokens: info.MaxTokens, MaxContext: info.MaxContext, PageSize: info.PageSize, NumPages: info.NumPages,
 		ChunkSize: max(0, o.ChunkedPrefillSize), MixedTokens: most, Policy: policy, PrefixCache: !o.DisableRadixCache,
-		Seed: uint64(o.RandomSeed),
+		RowDrafts: drafts, MaxVerify: info.MaxVerify, EagerDrafts: o.SpeculativeEager, Seed: uint64(o.RandomSeed),
 	})
 }
 

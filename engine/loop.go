@@ -37,6 +37,7 @@ type loop struct {
 	late     bool          // plan a step as late as the running one allows
 	pace     pace
 	meter    meter
+	awaited  time.Time // when the last step was; zero after a rest
 	now      func() time.Time
 }
 
@@ -45,6 +46,8 @@ type flight struct {
 	id    backend.StepID
 	step  trace.Step
 	began time.Time // at the latest: when it was launched, or the step before it was awaited
+	// since is when the step before was awaited, if nothing was in flight when this one was planned and the loop had no rest between.
+	since time.Time
 }
 
 func newLoop() *loop {
@@ -100,8 +103,9 @@ func (l *loop) turn() bool {
 	}
 	for l.flying < l.depth && l.launch() {
 	}
-	l.stalled = l.flying == 0
-	if !l.stalled {
+	if l.stalled = l.flying == 0; l.stalled {
+		l.awaited = time.Time{}
+	} else {
 		l.await()
 	}
 	if l.flying == 0 {
@@ -204,7 +208,10 @@ func (l *loop) launch() bool {
 		ID: l.sched.Counts().Steps, Phase: phaseOf(plan), Rows: plan.Rows, DecodeRows: plan.DecodeRows, Tokens: plan.Tokens,
 		SampledTokens: plan.Sampled, Launched: launched, LaunchTime: l.now().Sub(launched), InFlight: l.flying,
 	}
-	f.began = launched
+	f.began, f.since = launched, time.Time{}
+	if l.flying == 1 {
+		f.since = l.awaited
+	}
 	l.meter.launched(plan, f.step.Launched.Add(f.step.LaunchTime).Sub(began))
 	return true
 }
@@ -233,6 +240,14 @@ func (l *loop) await() {
 	at := l.now()
 	f.step.WaitTime = at.Sub(f.step.WaitStart)
 	l.pace.ended(&f.step, at.Sub(f.began))
+	if f.step.Phase == trace.Decode {
+		began := f.began
+		if !f.since.IsZero() { // the host's work between the steps is part of the price
+			began = f.since
+		}
+		l.sched.Took(f.step.Tokens, at.Sub(began))
+	}
+	l.awaited = at
 	copy(l.flights[:], l.flights[1:])
 	l.flights[0].began = at
 	l.flying--
@@ -259,7 +274,7 @@ func (l *loop) deliver(o *scheduler.Outcome, at time.Time) {
 	switch o.Finish {
 	case scheduler.Running:
 		s.deliver(o, at)
-		if s.constraint != nil && o.Sampled {
+		if s.constraint != nil && o.Sampled > 0 {
 			l.helpers.open++
 			l.helpers.jobs <- maskJob{s, o.Result.Token}
 		}

@@ -69,6 +69,7 @@ func (l *loop) publish() {
 		StepsInFlight: l.flying, LastBatchRows: m.lastRows, LastStepTokens: m.lastTokens,
 		StepsTotal: c.Steps, PromptTokensTotal: c.PromptTokens, CachedTokensTotal: c.CachedTokens,
 		PrefillTokensTotal: c.PrefillTokens, OutputTokensTotal: c.OutputTokens, SurplusTokensTotal: c.SurplusTokens,
+		DraftedRowsTotal: c.DraftRows, DraftTokensTotal: c.DraftTokens, AcceptedTotal: c.AcceptedTokens,
 		PreemptionsTotal: c.Preemptions, EvictedPagesTotal: cache.Evictions(),
 		LaunchTimeTotal: m.launchTime, WaitTimeTotal: m.waitTime,
 	}

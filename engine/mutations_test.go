@@ -50,7 +50,7 @@ var mutations = []struct{ fault, file, old, new string }{
 	{"a prefix in the making is computed again", "scheduler/admit.go", "return longest > 0 && longest > s.cache.MatchLen", "return false && longest > s.cache.MatchLen"},
 
 	{"a token is delivered twice", "stream.go", "	f.tokens = append(f.tokens, o.Result.Token)\n", "	f.tokens = append(f.tokens, o.Result.Token, o.Result.Token)\n	f.at = append(f.at, at)\n"},
-	{"a reader is not woken", "stream.go", "	if s.each && o.Sampled {\n		s.notify()", "	if false {\n		s.notify()"},
+	{"a reader is not woken", "stream.go", "	if s.each && o.Sampled > 0 {\n		s.notify()", "	if false {\n		s.notify()"},
 	{"a reader that left is not reported", "stream.go", "	if !ended {\n		e.loop.post", "	if !ended && e == nil {\n		e.loop.post"},
 	{"the end overtakes the last token", "stream.go", "	if o != nil {\n		s.append(o, at)\n	}\n", ""},
 	{"the engine does not tell the scheduler of a cancel", "loop.go", "			l.sched.Cancel(&m.stream.req)\n", ""},

@@ -162,6 +162,9 @@ func backendOptions(o *Options, cfg *model.Config, progress func(string, float64
 		Threads: o.Threads, DisableGraph: o.DisableCUDAGraph, Deterministic: o.Deterministic, Progress: progress,
 		SimulateUniformExperts: o.SimulateUniformExperts,
 	}
+	if o.speculates() {
+		b.MaxVerify = verifyTokens
+	}
 	if o.MaxTotalTokens > 0 {
 		if b.PageSize == 0 {
 			b.PageSize = pageSizeForTokens
@@ -173,6 +176,13 @@ func backendOptions(o *Options, cfg *model.Config, progress func(string, float64
 	}
 	return b
 }
+
+// verifyTokens is the most rows and drafts together of a step with drafts. Beyond, a token costs what it brings on every device that
+// was measured (docs/perf-log.md).
+const verifyTokens = 48
+
+// speculates tells that requests guess tokens.
+func (o *Options) speculates() bool { return o.SpeculativeAlgorithm != "" }
 
 // mostRows is at least what any backend takes where the options leave rows to it.
 const mostRows = 256

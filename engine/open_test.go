@@ -89,7 +89,7 @@ func TestOpenTellsWhatIsWrong(t *testing.T) {
 		"chunk":              {tiny, func(o *Options) { o.ChunkedPrefillSize = -2 }, as(new(*OptionError)), "chunked-prefill-size"},
 		"queue":              {tiny, func(o *Options) { o.MaxQueuedRequests = 0 }, as(new(*OptionError)), "max-queued-requests"},
 		"rows above tokens":  {tiny, func(o *Options) { o.MaxRunningRequests, o.MaxPrefillTokens = 9, 8 }, as(new(*OptionError)), "max-prefill-tokens"},
-		"speculative":        {tiny, func(o *Options) { o.SpeculativeAlgorithm = "NGRAM" }, as(new(*OptionError)), "speculative"},
+		"speculative":        {tiny, func(o *Options) { o.SpeculativeNumTokens = 16 }, as(new(*OptionError)), "speculative"},
 	} {
 		t.Run(strings.ReplaceAll(name, " ", "_"), func(t *testing.T) {
 			o := tinyOptions()

@@ -38,6 +38,9 @@ type Options struct {
 	SimulateUniformExperts bool
 	SpeculativeAlgorithm   string
 	SpeculativeNumTokens   int
+	SpeculativeNgramMin    int
+	SpeculativeEager       bool
+	SpeculativeNgramMax    int
 }
 
 // Option is one row of a table of options: everything there is to know of a flag. Benchmarks and the server add rows of their
@@ -60,6 +63,7 @@ func DefaultOptions() Options {
 	return Options{
 		LoadFormat: "auto", JSONModelOverrides: "{}", Device: "auto", DType: "auto", KVCacheDType: "auto",
 		MemFractionStatic: 0.88, MaxQueuedRequests: 4096, SchedulePolicy: "fcfs", RandomSeed: 42,
+		SpeculativeNumTokens: 15, SpeculativeNgramMin: 2, SpeculativeNgramMax: 16,
 	}
 }
 
@@ -91,8 +95,11 @@ func (o *Options) Table() []Option {
 		{Name: "threads", Value: &o.Threads, Help: "worker threads of the CPU backend; 0: one a processor"},
 		{Name: "deterministic", Aliases: []string{"enable-deterministic-inference"}, Value: &o.Deterministic, Help: "results do not depend on batch mates, bit for bit"},
 		{Name: "simulate-uniform-experts", Value: &o.SimulateUniformExperts, Help: "choose a mixture's experts evenly instead of by its router: for speed with dummy weights, whose routers are uneven; the output means nothing"},
-		{Name: "speculative-algorithm", Value: &o.SpeculativeAlgorithm, Choices: []string{"", "NGRAM"}, Help: "where draft tokens come from; not built yet, so only none is taken"},
-		{Name: "speculative-num-draft-tokens", Value: &o.SpeculativeNumTokens, Help: "drafted tokens of a step; not built yet"},
+		{Name: "speculative-algorithm", Value: &o.SpeculativeAlgorithm, Choices: []string{"", "NGRAM"}, Help: "guess tokens and verify them together: NGRAM guesses what followed the last tokens earlier in the request; lossless, and off where it does not pay"},
+		{Name: "speculative-num-draft-tokens", Aliases: []string{"num-speculative-tokens"}, Value: &o.SpeculativeNumTokens, Help: "most guesses of a request in a step, 1 to 15"},
+		{Name: "speculative-disable-adaptive", Value: &o.SpeculativeEager, Help: "verify every guess, also where it does not pay"},
+		{Name: "speculative-ngram-min-match-window-size", Aliases: []string{"prompt-lookup-min"}, Value: &o.SpeculativeNgramMin, Help: "fewest last tokens that must have occurred before"},
+		{Name: "speculative-ngram-max-match-window-size", Aliases: []string{"prompt-lookup-max"}, Value: &o.SpeculativeNgramMax, Help: "most last tokens that are compared: longer matches are preferred up to here"},
 	}
 }
 

@@ -81,6 +81,8 @@ func TestSimulation(t *testing.T) {
 	require.Greater(t, total.Preemptions, requests.Load()/100)
 	require.Greater(t, total.Cached, requests.Load()/2)
 	require.Greater(t, total.Surplus, requests.Load()/50)
+	require.Greater(t, total.Accepted, requests.Load()/25)
+	require.Greater(t, total.Drafts-total.Accepted, requests.Load()/5)
 	for _, n := range []int{total.Stopped, total.Length, total.Aborted, total.Refused, total.Failed, total.Closed, total.Held} {
 		require.Greater(t, n, int(requests.Load()/1000), "%+v", total)
 	}
@@ -88,7 +90,7 @@ func TestSimulation(t *testing.T) {
 
 // simTotals tells how wild the worlds were.
 type simTotals struct {
-	Turns, Preemptions, Cached, Surplus, Evicted                    uint64
+	Turns, Preemptions, Cached, Surplus, Evicted, Drafts, Accepted  uint64
 	Stopped, Length, Aborted, Refused, Failed, Closed, Busied, Held int
 }
 
@@ -98,6 +100,8 @@ func (a *simTotals) add(b simTotals) {
 	a.Cached += b.Cached
 	a.Surplus += b.Surplus
 	a.Evicted += b.Evicted
+	a.Drafts += b.Drafts
+	a.Accepted += b.Accepted
 	a.Stopped += b.Stopped
 	a.Length += b.Length
 	a.Aborted += b.Aborted
@@ -396,6 +400,7 @@ func (s *simulation) finish() error {
 	c := l.sched.Counts()
 	s.totals.Preemptions, s.totals.Cached, s.totals.Surplus = c.Preemptions, c.CachedTokens, c.SurplusTokens
 	s.totals.Evicted = l.sched.Cache().Evictions()
+	s.totals.Drafts, s.totals.Accepted = c.DraftTokens, c.AcceptedTokens
 	delivered, finished := 0, uint64(0)
 	for _, rd := range s.readers {
 		if err := s.verify(rd); err != nil {

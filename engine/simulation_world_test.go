@@ -76,6 +76,12 @@ func drawWorld(seed uint64) *world {
 		Name: "fake", VocabSize: len(pieces), MaxRows: between(1, 8), PageSize: between(1, 4), MaxContext: between(16, 48),
 	}
 	w.Info.MaxTokens = w.Info.MaxRows + between(0, 24)
+	if chance(70) {
+		w.Info.MaxVerify = between(2, 14)
+		o := &w.Options
+		o.SpeculativeAlgorithm, o.SpeculativeEager = "NGRAM", chance(70)
+		o.SpeculativeNumTokens, o.SpeculativeNgramMin, o.SpeculativeNgramMax = between(1, 8), between(1, 2), between(2, 6)
+	}
 	w.Info.NumPages = max(4, between(16, 70)/w.Info.PageSize)
 	o := &w.Options
 	o.ChunkedPrefillSize = []int{-1, 1, 3, 8, 100}[rng.IntN(5)]
@@ -287,6 +293,7 @@ func (w *world) shrink(tok *tokenizer.Tokenizer) (*world, error) {
 	try(func(c *world) { c.FaultAt = 0 })
 	try(func(c *world) { c.Options.DisableOverlap = true })
 	try(func(c *world) { c.Options.DisableRadixCache = true })
+	try(func(c *world) { c.Options.SpeculativeAlgorithm = "" })
 	try(func(c *world) { c.Options.SchedulePolicy = "fcfs" })
 	for i := range best.requests {
 		for _, tame := range []func(*simRequest){
@@ -311,8 +318,10 @@ func (w *world) shrink(tok *tokenizer.Tokenizer) (*world, error) {
 
 func (w *world) String() string {
 	var b strings.Builder
-	fmt.Fprintf(&b, "device %+v\nchunk %d overlap %t cache %t policy %s queue %d fault at step %d (in launch: %t) close at turn %d flushes %v\n",
-		w.Info, w.Options.ChunkedPrefillSize, !w.Options.DisableOverlap, !w.Options.DisableRadixCache, w.Options.SchedulePolicy,
+	fmt.Fprintf(&b, "device %+v\nspeculate %q %d tokens %d..%d eager %t\n", w.Info, w.Options.SpeculativeAlgorithm, w.Options.SpeculativeNumTokens,
+		w.Options.SpeculativeNgramMin, w.Options.SpeculativeNgramMax, w.Options.SpeculativeEager)
+	fmt.Fprintf(&b, "chunk %d overlap %t cache %t policy %s queue %d fault at step %d (in launch: %t) close at turn %d flushes %v\n",
+		w.Options.ChunkedPrefillSize, !w.Options.DisableOverlap, !w.Options.DisableRadixCache, w.Options.SchedulePolicy,
 		w.Options.MaxQueuedRequests, w.FaultAt, w.FaultInLaunch, w.CloseAt, w.Flushes)
 	for i, q := range w.requests {
 		if i == 20 {

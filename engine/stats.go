@@ -26,11 +26,22 @@ type Stats struct {
 	CachedTokensTotal  uint64 // of these, taken from the prefix cache
 	PrefillTokensTotal uint64 // put through the model
 	OutputTokensTotal  uint64 // delivered
-	SurplusTokensTotal uint64 // sampled one step ahead for a request that had ended: dropped
+	SurplusTokensTotal uint64 // sampled one step ahead, or behind the end in a run of guesses, for a request that had ended: dropped
+	DraftedRowsTotal   uint64 // times that a request's guesses were verified
+	DraftTokensTotal   uint64 // guesses verified
+	AcceptedTotal      uint64 // of these, right
 	PreemptionsTotal   uint64
 	EvictedPagesTotal  uint64
 	FinishedTotal      map[FinishReason]uint64
 
 	LaunchTimeTotal time.Duration // host time spent to schedule and launch steps
 	WaitTimeTotal   time.Duration // host time spent in waiting for the device
+}
+
+// AcceptLength is the mean number of tokens that a row with guesses gave, 1 and more; false where there was none.
+func (s *Stats) AcceptLength() (float64, bool) {
+	if s.DraftedRowsTotal == 0 {
+		return 0, false
+	}
+	return 1 + float64(s.AcceptedTotal)/float64(s.DraftedRowsTotal), true
 }

@@ -78,7 +78,7 @@ func (s *stream) deliver(o *scheduler.Outcome, at time.Time) {
 	s.mu.Lock()
 	s.append(o, at)
 	s.mu.Unlock()
-	if s.each && o.Sampled {
+	if s.each && o.Sampled > 0 {
 		s.notify()
 	}
 }
@@ -87,17 +87,20 @@ func (s *stream) deliver(o *scheduler.Outcome, at time.Time) {
 func (s *stream) append(o *scheduler.Outcome, at time.Time) {
 	f := &s.in
 	f.promptLogProbs = append(f.promptLogProbs, o.PromptLogProbs...)
-	if !o.Sampled {
-		return
-	}
-	f.tokens = append(f.tokens, o.Result.Token)
-	f.at = append(f.at, at)
-	if s.req.Sampling.LogProbs {
-		f.logProbs = append(f.logProbs, copyLogProb(o.Result))
+	for i := range o.Sampled {
+		token := backend.Sampled{Token: o.Result.Token, LogProb: o.Result.LogProb, Top: o.Result.Top}
+		if i > 0 {
+			token = o.Result.More[i-1]
+		}
+		f.tokens = append(f.tokens, token.Token)
+		f.at = append(f.at, at)
+		if s.req.Sampling.LogProbs {
+			f.logProbs = append(f.logProbs, copyLogProb(&token))
+		}
 	}
 }
 
-func copyLogProb(r *backend.RowResult) TokenLogProb {
+func copyLogProb(r *backend.Sampled) TokenLogProb {
 	p := TokenLogProb{Token: r.Token, LogProb: r.LogProb}
 	for _, t := range r.Top {
 		p.Top = append(p.Top, TokenLogProb{Token: t.Token, LogProb: t.LogProb})

@@ -11,6 +11,7 @@ import (
 	"github.com/tokamak-engine/tokamak/engine/backend"
 	"github.com/tokamak-engine/tokamak/engine/kvcache"
 	"github.com/tokamak-engine/tokamak/engine/scheduler"
+	"github.com/tokamak-engine/tokamak/engine/speculate"
 	"github.com/tokamak-engine/tokamak/engine/trace"
 )
 
@@ -39,6 +40,10 @@ func (e *Engine) submit(ctx context.Context, r *Request, each bool) (*stream, er
 		return nil, err
 	}
 	s.req.Constrained = s.constraint != nil
+	if e.options.speculates() && !s.req.Constrained && !s.req.HasPenalty() {
+		match := speculate.Match{Min: e.options.SpeculativeNgramMin, Max: e.options.SpeculativeNgramMax}
+		s.req.Guesses = speculate.NewSequence(match, prompt)
+	}
 	if s.id == "" {
 		s.id = fmt.Sprintf("request-%d", s.number)
 	}

@@ -6,6 +6,8 @@ import (
 	"slices"
 	"strings"
 	"unicode/utf8"
+
+	"github.com/tokamak-engine/tokamak/engine/backend"
 )
 
 // Bounds of a request. They keep one request's cost in proportion to its size.
@@ -132,8 +134,11 @@ func (o *Options) Validate() error {
 	case o.MaxPrefillTokens > 0 && o.MaxPrefillTokens < o.MaxRunningRequests:
 		return &OptionError{"max-prefill-tokens", fmt.Sprint(o.MaxPrefillTokens),
 			fmt.Sprintf("at least one token for each of --max-running-requests %d", o.MaxRunningRequests)}
-	case o.SpeculativeAlgorithm != "":
-		return &OptionError{"speculative-algorithm", o.SpeculativeAlgorithm, "none: speculative decoding is not in this build"}
+	case o.SpeculativeNumTokens < 1 || o.SpeculativeNumTokens > backend.MaxRowDrafts:
+		return &OptionError{"speculative-num-draft-tokens", fmt.Sprint(o.SpeculativeNumTokens), fmt.Sprintf("1 to %d", backend.MaxRowDrafts)}
+	case o.SpeculativeNgramMin < 1 || o.SpeculativeNgramMin > o.SpeculativeNgramMax:
+		return &OptionError{"speculative-ngram-min-match-window-size", fmt.Sprint(o.SpeculativeNgramMin),
+			fmt.Sprintf("at least 1, and at most --speculative-ngram-max-match-window-size (%d)", o.SpeculativeNgramMax)}
 	}
 	return nil
 }

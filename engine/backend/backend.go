@@ -52,7 +52,7 @@ type Info struct {
 	MaxTokens  int    // the most tokens of one step, all rows together
 	PageSize   int    // tokens of a KV page
 	NumPages   int    // KV pages; ids are 0..NumPages-1
-	MaxDrafts  int    // the most draft tokens of one step, all rows together; 0: rows carry none
+	MaxVerify  int    // the most rows and draft tokens together of a step that has drafts; 0: rows carry none
 
 	WeightBytes     int64 // read once by every decode step, whatever its rows
 	KVBytesPerToken int64 // of all layers, K and V
@@ -189,7 +189,7 @@ type Options struct {
 	MaxContext int // tokens of a sequence; at most what the model allows
 	PageSize   int // tokens of a page
 	NumPages   int // 0: as many as MemFraction leaves room for
-	MaxDrafts  int // draft tokens of a step, all rows together; 0: rows carry none
+	MaxVerify  int // rows and draft tokens together of a step that has drafts; 0: rows carry none
 	// MemFraction is the part of the device's memory for weights and KV pages together, 0..1.
 	MemFraction float64
 	// KVDType is the KV cache's element type: "auto", "float32", "bfloat16" or "fp8_e4m3".

@@ -50,8 +50,8 @@ func (c *Checker) Check(b *Batch) error {
 		tokens += r.NumTokens()
 		drafts += len(r.Drafts)
 	}
-	if drafts > c.info.MaxDrafts {
-		return fmt.Errorf("batch has %d draft tokens, limit %d", drafts, c.info.MaxDrafts)
+	if most := c.info.MaxVerify; drafts > 0 && len(b.Rows)+drafts > most {
+		return fmt.Errorf("batch has %d rows and %d draft tokens, limit %d together", len(b.Rows), drafts, most)
 	}
 	if tokens > c.info.MaxTokens {
 		return fmt.Errorf("batch has %d tokens, limit %d", tokens, c.info.MaxTokens)

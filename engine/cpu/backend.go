@@ -75,7 +75,7 @@ func checkOptions(cfg *model.Config, o *backend.Options) error {
 		defaults("page size", &o.PageSize, defaultPageSize),
 		defaults("threads", &o.Threads, runtime.GOMAXPROCS(0)),
 		defaults("KV pages", &o.NumPages, 0),
-		defaults("draft tokens of a step", &o.MaxDrafts, 0),
+		defaults("rows and draft tokens of a step", &o.MaxVerify, 0),
 	} {
 		if err != nil {
 			return err
@@ -121,7 +121,7 @@ func open(cfg *model.Config, w *weights.Store, o backend.Options, p *pool, ks *k
 	info := backend.Info{
 		Name: "cpu", Device: deviceName(p.threads(), ks.name), DType: net.dtype,
 		VocabSize: cfg.VocabSize, MaxContext: o.MaxContext, MaxRows: o.MaxRows, MaxTokens: o.MaxTokens,
-		PageSize: o.PageSize, NumPages: numPages, MaxDrafts: o.MaxDrafts,
+		PageSize: o.PageSize, NumPages: numPages, MaxVerify: o.MaxVerify,
 		WeightBytes: net.bytes - int64(cfg.NumExperts)*net.expertBytes, KVBytesPerToken: perToken,
 		Experts: cfg.NumExperts, ExpertsPerToken: cfg.NumExpertsPerToken, ExpertBytes: net.expertBytes,
 	}

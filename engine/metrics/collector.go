@@ -13,6 +13,7 @@ type Engine struct {
 	PromptRate                                 float64 // computed prompt tokens a second
 
 	PromptTokens, CachedTokens, PrefillTokens, OutputTokens, SurplusTokens uint64
+	DraftedRows, DraftTokens, AcceptedTokens                               uint64 // speculation
 	Preemptions, EvictedPages, Steps                                       uint64
 	LaunchSeconds, WaitSeconds                                             float64
 }
@@ -58,6 +59,15 @@ var rows = []row{
 	counter("tokamak_prefill_tokens_total", "Prompt tokens put through the model.", func(e *Engine) float64 { return float64(e.PrefillTokens) }),
 	counter("tokamak_generation_tokens_total", "Output tokens delivered.", func(e *Engine) float64 { return float64(e.OutputTokens) }),
 	counter("tokamak_surplus_tokens_total", "Tokens sampled one step ahead for requests that had ended.", func(e *Engine) float64 { return float64(e.SurplusTokens) }),
+	counter("tokamak_speculative_verifications_total", "Times that a request's draft tokens were verified.", func(e *Engine) float64 { return float64(e.DraftedRows) }),
+	counter("tokamak_speculative_draft_tokens_total", "Draft tokens verified.", func(e *Engine) float64 { return float64(e.DraftTokens) }),
+	counter("tokamak_speculative_accepted_tokens_total", "Draft tokens that were accepted.", func(e *Engine) float64 { return float64(e.AcceptedTokens) }),
+	gauge("tokamak_speculative_accept_length", "Mean tokens of a verification, 1 and more; 0 before the first.", func(e *Engine) float64 {
+		if e.DraftedRows == 0 {
+			return 0
+		}
+		return 1 + float64(e.AcceptedTokens)/float64(e.DraftedRows)
+	}),
 	counter("tokamak_preemptions_total", "Times that a running request lost its pages to another.", func(e *Engine) float64 { return float64(e.Preemptions) }),
 	counter("tokamak_prefix_cache_evicted_pages_total", "Pages that the prefix cache gave up.", func(e *Engine) float64 { return float64(e.EvictedPages) }),
 	counter("tokamak_steps_total", "Steps launched.", func(e *Engine) float64 { return float64(e.Steps) }),

@@ -23,9 +23,11 @@ func (s *Scheduler) commitRow(p *plannedRow, result *backend.RowResult) {
 	if p.sample {
 		r.pending--
 	}
+	r.computed -= p.drafts - len(result.More)
+	s.counts.AcceptedTokens += uint64(len(result.More))
 	if r.state == ended {
 		if p.sample {
-			s.counts.SurplusTokens++
+			s.counts.SurplusTokens += uint64(1 + len(result.More))
 		}
 		if r.inFlight == 0 {
 			s.leaving--
@@ -33,7 +35,7 @@ func (s *Scheduler) commitRow(p *plannedRow, result *backend.RowResult) {
 		}
 		return
 	}
-	o := Outcome{Request: r, Result: result, Sampled: p.sample}
+	o := Outcome{Request: r, Result: result}
 	if to := min(p.from+p.n, len(r.Prompt)-1); p.targets && to > r.targets {
 		// A request that resumes computes its prompt again: what was delivered before is not again.
 		o.PromptLogProbs = result.TargetLogProbs[r.targets-p.from : to-p.from]
@@ -41,15 +43,13 @@ func (s *Scheduler) commitRow(p *plannedRow, result *backend.RowResult) {
 	}
 	switch {
 	case p.sample && result.NonFinite:
-		o.Sampled, o.Finish = false, NonFinite
+		o.Finish = NonFinite
 	case p.sample:
-		r.tokens = append(r.tokens, result.Token)
-		s.counts.OutputTokens++
-		o.Finish = r.finishAfter(result.Token)
+		o.Sampled, o.Finish = s.take(r, result)
 	case p.last:
 		o.Finish = Length
 	}
-	if o.Sampled || o.Finish != Running || len(o.PromptLogProbs) > 0 {
+	if o.Sampled > 0 || o.Finish != Running || len(o.PromptLogProbs) > 0 {
 		s.outcomes = append(s.outcomes, o)
 	}
 	switch {
@@ -68,4 +68,21 @@ func (s *Scheduler) commitRow(p *plannedRow, result *backend.RowResult) {
 			}
 		}
 	}
+}
+
+// take appends the tokens that a row gave, up to one that ends the request.
+func (s *Scheduler) take(r *Request, result *backend.RowResult) (n int, finish Finish) {
+	r.tokens = append(r.tokens, result.Token)
+	finish = r.finishAfter(result.Token)
+	for n = 1; finish == Running && n <= len(result.More); n++ {
+		token := result.More[n-1].Token
+		r.tokens = append(r.tokens, token)
+		finish = r.finishAfter(token)
+	}
+	s.counts.OutputTokens += uint64(n)
+	s.counts.SurplusTokens += uint64(1 + len(result.More) - n)
+	if r.Guesses != nil && s.guesses != nil {
+		r.Guesses.Extend(r.tokens, s.guesses)
+	}
+	return n, finish
 }

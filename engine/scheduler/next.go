@@ -11,13 +11,16 @@ import (
 func (s *Scheduler) Next(b *backend.Batch) *Plan {
 	s.plan = Plan{Admitted: s.plan.Admitted[:0]}
 	b.Rows = b.Rows[:0]
-	if s.inFlight == backend.MaxInFlight {
+	if s.inFlight == backend.MaxInFlight || s.inFlight > 0 && s.mustKnow() {
 		return &s.plan
 	}
 	st := &s.steps[(s.head+s.inFlight)%backend.MaxInFlight]
-	st.rows = st.rows[:0]
+	st.rows, st.drafts = st.rows[:0], 0
 
 	s.planDecode(b, st)
+	if s.guesses != nil {
+		s.planDrafts(b, st)
+	}
 	s.bound = s.cfg.MaxTokens
 	if s.cfg.MixedTokens > 0 && s.plan.DecodeRows > 0 {
 		s.bound = min(s.bound, s.plan.Tokens+max(s.cfg.MixedTokens, s.backlog()/backlogPart))
@@ -25,7 +28,7 @@ func (s *Scheduler) Next(b *backend.Batch) *Plan {
 	s.planPrefill(b, st)
 	s.admit(b, st)
 
-	if s.plan.Rows = len(b.Rows); s.plan.Rows == 0 {
+	if s.plan.Rows == 0 {
 		return &s.plan
 	}
 	if s.cfg.PrefixCache {
@@ -52,7 +55,12 @@ func (s *Scheduler) share(r *Request) {
 }
 
 // budget is what the step can still take.
-func (s *Scheduler) budget() int { return s.bound - s.plan.Tokens }
+func (s *Scheduler) budget() int {
+	if s.plan.Drafts > 0 && s.plan.Rows+s.plan.Drafts >= s.cfg.MaxVerify {
+		return 0
+	}
+	return s.bound - s.plan.Tokens
+}
 
 // backlogPart: a queue is served within about as many steps, however long it is.
 const backlogPart = 8
@@ -138,7 +146,7 @@ func (s *Scheduler) addRow(b *backend.Batch, st *step, r *Request, n int, sample
 	}
 	if !r.started {
 		r.start = backend.Start{Sampling: r.Sampling}
-		if r.hasPenalty() {
+		if r.HasPenalty() {
 			r.start.Prompt, r.start.Output = r.tokens[:len(r.Prompt)], r.tokens[len(r.Prompt):]
 		}
 		row.Start = &r.start
@@ -157,6 +165,7 @@ func (s *Scheduler) addRow(b *backend.Batch, st *step, r *Request, n int, sample
 	r.computed += planned.n
 	r.inFlight++
 	s.plan.Tokens += planned.n
+	s.plan.Rows++
 	b.Rows = append(b.Rows, row)
 	st.rows = append(st.rows, planned)
 }

@@ -12,6 +12,7 @@ import (
 	"github.com/tokamak-engine/tokamak/engine/kvcache"
 	"github.com/tokamak-engine/tokamak/engine/scheduler"
 	"github.com/tokamak-engine/tokamak/engine/scheduler/fakebackend"
+	"github.com/tokamak-engine/tokamak/engine/speculate"
 )
 
 const vocab = 40
@@ -41,12 +42,15 @@ type driver struct {
 func newDriver(t require.TestingT, cfg scheduler.Config) *driver {
 	return &driver{t: t, sched: scheduler.New(cfg), device: fakebackend.New(backend.Info{
 		VocabSize: vocab, MaxContext: cfg.MaxContext, MaxRows: cfg.MaxRows, MaxTokens: cfg.MaxTokens,
-		PageSize: cfg.PageSize, NumPages: cfg.NumPages,
+		PageSize: cfg.PageSize, NumPages: cfg.NumPages, MaxVerify: cfg.MaxVerify,
 	})}
 }
 
 func (d *driver) add(c *client) {
 	c.Owner = c
+	if !c.HasPenalty() && !c.Constrained {
+		c.Guesses = speculate.NewSequence(speculate.Match{Min: 1, Max: 4}, c.Prompt)
+	}
 	c.bornAtStep = d.steps
 	d.clients = append(d.clients, c)
 	d.sched.Add(c.Request)
@@ -83,8 +87,11 @@ func (d *driver) await() {
 		c := o.Request.Owner.(*client)
 		require.Zero(d.t, c.ends, "a request that had ended got an outcome")
 		c.logProbs = append(c.logProbs, o.PromptLogProbs...)
-		if o.Sampled {
+		if o.Sampled > 0 {
 			c.got = append(c.got, o.Result.Token)
+			for _, more := range o.Result.More[:o.Sampled-1] {
+				c.got = append(c.got, more.Token)
+			}
 			if c.Constrained && o.Finish == scheduler.Running {
 				d.sched.SetMask(c.Request, parityMask(o.Result.Token))
 			}
@@ -191,6 +198,10 @@ func drawConfig(t *rapid.T) scheduler.Config {
 		Seed:        1,
 	}
 	cfg.MaxTokens = cfg.MaxRows + rapid.IntRange(0, 12).Draw(t, "tokens")
+	if rapid.Bool().Draw(t, "speculate") {
+		cfg.RowDrafts, cfg.MaxVerify = rapid.IntRange(1, 6).Draw(t, "drafts"), rapid.IntRange(1, 9).Draw(t, "verify")
+		cfg.EagerDrafts = true
+	}
 	return cfg
 }
 
@@ -267,15 +278,17 @@ func TestAnyOrderOfEvents(t *testing.T) {
 
 // TestOptionsDoNotChangeTokens runs the same requests under many option sets.
 func TestOptionsDoNotChangeTokens(t *testing.T) {
+	var right, wrong uint64
 	for _, pages := range []int{12, 16, 400} {
 		for _, chunk := range []int{0, 1, 5, 64} {
 			for _, prefix := range []bool{false, true} {
 				for _, policy := range []scheduler.Policy{scheduler.FCFS, scheduler.LPM} {
 					for _, ahead := range []bool{false, true} {
-						t.Run(fmt.Sprintf("pages=%d/chunk=%d/prefix=%t/policy=%d/ahead=%t", pages, chunk, prefix, policy, ahead), func(t *testing.T) {
+						drafts := (pages + chunk) % 3 * 3
+						t.Run(fmt.Sprintf("pages=%d/chunk=%d/prefix=%t/policy=%d/ahead=%t/drafts=%d", pages, chunk, prefix, policy, ahead, drafts), func(t *testing.T) {
 							d := newDriver(t, scheduler.Config{
 								MaxRows: 6, MaxTokens: 24, MaxContext: 64, PageSize: 4, NumPages: pages, ChunkSize: chunk,
-								Policy: policy, PrefixCache: prefix,
+								Policy: policy, PrefixCache: prefix, RowDrafts: drafts, MaxVerify: 12, EagerDrafts: true,
 							})
 							for i := range int32(30) {
 								prompt := slices.Repeat([]int32{1, 2, 3, i % 3}, int(1+i%5))
@@ -284,6 +297,8 @@ func TestOptionsDoNotChangeTokens(t *testing.T) {
 								}})
 							}
 							d.drain(ahead) // compares each with the request alone
+							c := d.sched.Counts()
+							right, wrong = right+c.AcceptedTokens, wrong+c.DraftTokens-c.AcceptedTokens
 							if pages == 12 {
 								require.NotZero(t, d.sched.Counts().Preemptions)
 							}
@@ -296,6 +311,8 @@ func TestOptionsDoNotChangeTokens(t *testing.T) {
 			}
 		}
 	}
+	require.Greater(t, right, uint64(100), "guesses that were accepted")
+	require.Greater(t, wrong, uint64(100), "guesses that were not")
 }
 
 // TestNobodyIsPassedForEver keeps a stream of requests with a cached prefix coming under the policy that prefers them.

@@ -5,6 +5,7 @@ import (
 
 	"github.com/tokamak-engine/tokamak/engine/backend"
 	"github.com/tokamak-engine/tokamak/engine/kvcache"
+	"github.com/tokamak-engine/tokamak/engine/speculate"
 )
 
 // Finish says why a request ended.
@@ -37,6 +38,9 @@ type Request struct {
 	// Constrained says that each sampled token needs a mask made from the tokens before it: the request waits for SetMask, and is
 	// not planned one step ahead.
 	Constrained bool
+	// Guesses proposes drafts of what the request will say, and was made of Prompt. nil: it does not speculate. A request with penalties
+	// or one that is Constrained cannot.
+	Guesses *speculate.Sequence
 
 	state    state
 	arrival  uint64
@@ -57,6 +61,7 @@ type Request struct {
 	computed int // tokens whose keys and values planned steps have put into pages
 	cached   int // of the prompt, found in the prefix cache at the first admission
 	start    backend.Start
+	drafts   []int32 // memory of a row's
 
 	mask      []uint32
 	maskReady bool
@@ -102,7 +107,8 @@ func (r *Request) finishAfter(token int32) Finish {
 	return Running
 }
 
-func (r *Request) hasPenalty() bool {
+// HasPenalty tells that what is sampled depends on what was.
+func (r *Request) HasPenalty() bool {
 	p := &r.Sampling
-	return p.RepetitionPenalty != 1 || p.PresencePenalty != 0 || p.FrequencyPenalty != 0
+	return p.RepetitionPenalty != 1 && p.RepetitionPenalty != 0 || p.PresencePenalty != 0 || p.FrequencyPenalty != 0
 }

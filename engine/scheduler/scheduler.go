@@ -7,6 +7,7 @@ import (
 
 	"github.com/tokamak-engine/tokamak/engine/backend"
 	"github.com/tokamak-engine/tokamak/engine/kvcache"
+	"github.com/tokamak-engine/tokamak/engine/speculate"
 )
 
 // Policy orders the waiting queue.
@@ -32,7 +33,10 @@ type Config struct {
 	MixedTokens int
 	Policy      Policy
 	PrefixCache bool
-	Seed        uint64 // of the prefix tree's hashes
+	// RowDrafts is the most draft tokens of a row, MaxVerify the backend's own. 0: nobody speculates.
+	RowDrafts, MaxVerify int
+	EagerDrafts          bool   // verify every guess, whether it pays or not
+	Seed                 uint64 // of the prefix tree's hashes
 }
 
 // Scheduler holds all requests that have not ended. It is not safe for concurrent use.
@@ -48,6 +52,8 @@ type Scheduler struct {
 	inFlight int
 	leaving  int // of running: preempted or ended, with planned rows
 
+	guesses *speculate.Policy // nil: nobody speculates
+
 	arrivals  uint64
 	growth    int      // permille of the tokens a request may still ask for that admission keeps free
 	blocked   *Request // did not fit when it was last looked at
@@ -60,12 +66,16 @@ type Scheduler struct {
 }
 
 // step is what Commit must know of a planned batch, row by row.
-type step struct{ rows []plannedRow }
+type step struct {
+	rows   []plannedRow
+	drafts int // of all rows
+}
 
 type plannedRow struct {
 	r       *Request
 	from    int // first position
-	n       int // tokens
+	n       int // tokens, drafts included
+	drafts  int
 	sample  bool
 	last    bool // computes the last of a prompt that asks for no token
 	targets bool
@@ -73,20 +83,23 @@ type plannedRow struct {
 
 // Plan describes the step that Next made. Admitted is valid until the next call.
 type Plan struct {
-	Rows, DecodeRows, Tokens, Sampled int
-	Admitted                          []*Request // for the first time or again
+	Rows, DecodeRows, Tokens, Sampled, Drafts int
+	Admitted                                  []*Request // for the first time or again
 }
 
 // Counts only grow.
 type Counts struct {
 	Steps, PromptTokens, CachedTokens, PrefillTokens, OutputTokens, SurplusTokens, Preemptions uint64
+	// DraftRows had drafts, DraftTokens of them, of which AcceptedTokens were right.
+	DraftRows, DraftTokens, AcceptedTokens uint64
 }
 
 // Outcome is what a committed step means for one request. It is valid until the next Commit.
 type Outcome struct {
 	Request *Request
 	Result  *backend.RowResult
-	Sampled bool // Result.Token is the request's next token
+	// Sampled is the number of the request's new tokens: Result.Token, then the first of Result.More. 0: none.
+	Sampled int
 	// PromptLogProbs are those of the prompt tokens that follow the ones delivered before; the first has none.
 	PromptLogProbs []float32
 	Finish         Finish
@@ -101,6 +114,9 @@ func New(cfg Config) *Scheduler {
 		cfg:    cfg,
 		cache:  kvcache.New(cfg.NumPages, cfg.PageSize, cfg.PrefixCache, cfg.Seed),
 		growth: growthAtStart,
+	}
+	if cfg.RowDrafts > 0 && cfg.MaxVerify > 0 {
+		s.guesses = speculate.NewPolicy(min(cfg.RowDrafts, backend.MaxRowDrafts), cfg.MaxVerify, cfg.EagerDrafts)
 	}
 	for slot := cfg.MaxRows - 1; slot >= 0; slot-- {
 		s.slots = append(s.slots, slot)

@@ -148,7 +148,9 @@ func (c *call) getServerInfo() error {
 	info["version"] = Version()
 	info["backend"], info["device_name"] = m.backend, m.device
 	info["max_total_num_tokens"], info["context_len"], info["max_running_requests"] = m.capacity, m.maxContext, m.maxRunning
+	acceptLength, _ := st.AcceptLength()
 	info["internal_states"] = []any{map[string]any{
+		"avg_spec_accept_length":                acceptLength,
 		"last_gen_throughput":                   st.OutputTokRate,
 		"effective_max_running_requests_per_dp": m.maxRunning,
 		"memory_usage":                          map[string]any{"token_capacity": m.capacity},

@@ -215,6 +215,7 @@ func (s *Server) engineMetrics() (metrics.Engine, bool) {
 		OutputRate: st.OutputTokRate, PromptRate: st.PromptTokRate,
 		PromptTokens: st.PromptTokensTotal, CachedTokens: st.CachedTokensTotal, PrefillTokens: st.PrefillTokensTotal,
 		OutputTokens: st.OutputTokensTotal, SurplusTokens: st.SurplusTokensTotal,
+		DraftedRows: st.DraftedRowsTotal, DraftTokens: st.DraftTokensTotal, AcceptedTokens: st.AcceptedTotal,
 		Preemptions: st.PreemptionsTotal, EvictedPages: st.EvictedPagesTotal, Steps: st.StepsTotal,
 		LaunchSeconds: st.LaunchTimeTotal.Seconds(), WaitSeconds: st.WaitTimeTotal.Seconds(),
 	}, true

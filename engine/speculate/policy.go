@@ -66,6 +66,7 @@ func (r *rates) chance(length int, p *Policy) float64 {
 // Policy decides how many drafts pay. It serves all requests of an engine. It is not safe for concurrent use.
 type Policy struct {
 	most  int
+	eager bool
 	all   rates
 	costs []cost // [tokens of a step]
 	steps uint64
@@ -88,8 +89,9 @@ const (
 )
 
 // NewPolicy returns a policy for steps of up to maxTokens decode tokens and rows of up to most drafts. Nothing is known of costs: it tries.
-func NewPolicy(most, maxTokens int) *Policy {
-	return &Policy{most: most, all: newRates(), costs: make([]cost, maxTokens+1)}
+// With eager every guess is verified, whatever it is worth.
+func NewPolicy(most, maxTokens int, eager bool) *Policy {
+	return &Policy{most: most, eager: eager, all: newRates(), costs: make([]cost, maxTokens+1)}
 }
 
 // Took says that a step of decode rows alone, tokens in all, took d. The first of each size is left out: graphs are made, caches filled.
@@ -147,6 +149,9 @@ func (p *Policy) Drafts(q *Sequence, tokens int, expected float64, most int) int
 	length := q.Matched()
 	if length == 0 || most <= 0 {
 		return 0
+	}
+	if p.eager {
+		return most
 	}
 	if _, ok := p.known(tokens, -1); !ok { // first of all, the price of none
 		return 0

@@ -13,16 +13,16 @@ import (
 	"github.com/tokamak-engine/tokamak/engine/weights"
 )
 
-// draftTokens is what a step of these tests may draft: two rows of the most, and some.
-const draftTokens = 2*backend.MaxRowDrafts + 4
+// verifyTokens is what a step of these tests may verify: two rows of the most drafts, and some.
+const verifyTokens = 2*backend.MaxRowDrafts + 8
 
 // testDrafts holds rows with drafts against decode rows: right, wrong and half right guesses of every length never change a token or
 // its log probability.
 func (s *Suite) testDrafts(t *testing.T, cfg *model.Config, pageSize int) {
 	d := *s
-	d.Options.MaxDrafts = draftTokens
+	d.Options.MaxVerify = verifyTokens
 	h := d.open(t, cfg, weights.NewDummy(cfg), pageSize)
-	require.GreaterOrEqual(t, h.info.MaxDrafts, draftTokens)
+	require.Equal(t, verifyTokens, h.info.MaxVerify)
 	t.Run("guesses", h.testGuesses)
 	t.Run("batch mates", h.testDraftsAmongOthers)
 	t.Run("malformed", h.testMalformedDrafts)
@@ -249,17 +249,22 @@ func (h *harness) testMalformedDrafts(t *testing.T) {
 		many = append(many, backend.Row{Slot: slot, Position: 4, Pages: m.pages, Sample: true, Drafts: make([]int32, backend.MaxRowDrafts)})
 	}
 	for name, rows := range map[string][]backend.Row{
-		"too many of a row":    good(func(r *backend.Row) { r.Drafts = make([]int32, backend.MaxRowDrafts+1) }),
-		"too many of a step":   many,
-		"token too high":       good(func(r *backend.Row) { r.Drafts[1] = int32(h.info.VocabSize) }),
-		"token below 0":        good(func(r *backend.Row) { r.Drafts[0] = -1 }),
-		"behind a prompt":      good(func(r *backend.Row) { r.Tokens = []int32{1, 2, 3} }),
-		"no sample":            good(func(r *backend.Row) { r.Sample = false }),
-		"mask":                 good(func(r *backend.Row) { r.Mask = slices.Repeat([]uint32{^uint32(0)}, (h.info.VocabSize+31)/32) }),
-		"logits":               good(func(r *backend.Row) { r.Logits = true }),
-		"penalties":            {{Slot: 1, Position: 13, Pages: penal.pages, Sample: true, Drafts: []int32{1}}},
-		"page table too short": good(func(r *backend.Row) { r.Drafts, r.Pages = make([]int32, 15), r.Pages[:1]; r.Position = h.info.PageSize - 1 }),
-		"beyond the context":   good(func(r *backend.Row) { r.Position, r.Pages = h.info.MaxContext-2, make([]int32, h.numPages(h.info.MaxContext)) }),
+		"too many of a row":  good(func(r *backend.Row) { r.Drafts = make([]int32, backend.MaxRowDrafts+1) }),
+		"too many of a step": many,
+		"token too high":     good(func(r *backend.Row) { r.Drafts[1] = int32(h.info.VocabSize) }),
+		"token below 0":      good(func(r *backend.Row) { r.Drafts[0] = -1 }),
+		"behind a prompt":    good(func(r *backend.Row) { r.Tokens = []int32{1, 2, 3} }),
+		"no sample":          good(func(r *backend.Row) { r.Sample = false }),
+		"mask":               good(func(r *backend.Row) { r.Mask = slices.Repeat([]uint32{^uint32(0)}, (h.info.VocabSize+31)/32) }),
+		"logits":             good(func(r *backend.Row) { r.Logits = true }),
+		"penalties":          {{Slot: 1, Position: 13, Pages: penal.pages, Sample: true, Drafts: []int32{1}}},
+		"page table too short": good(func(r *backend.Row) {
+			r.Drafts, r.Pages = make([]int32, 15), r.Pages[:1]
+			r.Position = h.info.PageSize - 1
+		}),
+		"beyond the context": good(func(r *backend.Row) {
+			r.Position, r.Pages = h.info.MaxContext-2, make([]int32, h.numPages(h.info.MaxContext))
+		}),
 	} {
 		_, err := h.b.Launch(&backend.Batch{Rows: rows})
 		require.Error(t, err, name)

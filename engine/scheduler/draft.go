@@ -1,0 +1,87 @@
+package scheduler
+
+import (
+	"time"
+
+	"github.com/tokamak-engine/tokamak/engine/backend"
+)
+
+// Speculation. A request that guesses what it will say next has its guesses verified as drafts of its decode row. Its next guesses depend on
+// what was accepted, so a step with drafts is awaited before another is planned; while nobody's guesses pay, steps are planned one
+// ahead as ever.
+
+// mustKnow tells that planning a step now, before the one in flight was awaited, would cost drafts: it has some, or some request would
+// have some once its pending token is known.
+func (s *Scheduler) mustKnow() bool {
+	if s.guesses == nil {
+		return false
+	}
+	decoding := 0
+	for i := range s.inFlight {
+		st := &s.steps[(s.head+i)%backend.MaxInFlight]
+		if st.drafts > 0 {
+			return true
+		}
+		decoding = max(decoding, len(st.rows))
+	}
+	for _, r := range s.running {
+		if r.state == running && r.pending > 0 && s.drafts(r, decoding, float64(decoding), r.MaxNewTokens-r.numOutput()-1) > 0 {
+			return true
+		}
+	}
+	return false
+}
+
+// planDrafts gives drafts to the decode rows planned so far, as many as pay.
+func (s *Scheduler) planDrafts(b *backend.Batch, st *step) {
+	expected := float64(len(st.rows))
+	for i := range st.rows {
+		p, row := &st.rows[i], &b.Rows[i]
+		r := p.r
+		if r.pending > 1 || row.Mask != nil { // its last token is not known, or what is allowed after it
+			continue
+		}
+		n := s.drafts(r, s.plan.Tokens, expected, r.MaxNewTokens-r.numOutput())
+		if n = s.coverDrafts(r, n); n == 0 {
+			continue
+		}
+		r.drafts = r.Guesses.Propose(r.tokens, n, r.drafts[:0])
+		row.Drafts, row.Pages = r.drafts, r.pages
+		p.drafts, p.n = n, p.n+n
+		r.computed += n
+		st.drafts += n
+		expected += s.guesses.Gain(r.Guesses, n)
+		s.plan.Tokens += n
+		s.plan.Drafts += n
+		s.counts.DraftRows++
+		s.counts.DraftTokens += uint64(n)
+	}
+}
+
+// drafts is how many drafts of r pay in a step of tokens, from which expected are to come; at most most.
+func (s *Scheduler) drafts(r *Request, tokens int, expected float64, most int) int {
+	if r.Guesses == nil {
+		return 0
+	}
+	return s.guesses.Drafts(r.Guesses, tokens, expected, min(most, s.cfg.MaxVerify-tokens, s.cfg.MaxTokens-tokens))
+}
+
+// coverDrafts gives r pages for n tokens beyond its row, as far as there are any without taking them from somebody, and returns for how
+// many.
+func (s *Scheduler) coverDrafts(r *Request, n int) int {
+	for len(r.pages)*s.cfg.PageSize < r.computed+n {
+		page, ok := s.cache.Alloc()
+		if !ok {
+			break
+		}
+		r.pages = append(r.pages, page)
+	}
+	return min(n, len(r.pages)*s.cfg.PageSize-r.computed)
+}
+
+// Took says how long a step of decode rows alone, tokens in all, kept others waiting: what drafts cost is measured, not assumed.
+func (s *Scheduler) Took(tokens int, d time.Duration) {
+	if s.guesses != nil {
+		s.guesses.Took(tokens, d)
+	}
+}

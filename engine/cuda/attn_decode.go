@@ -17,6 +17,7 @@ const (
 	attnDecodeThreads = 128
 	attnDecodeCTAs    = 3  // of an SM
 	attnMaxSplits     = 32 // of one sequence; MAX_SPLITS of attn_decode.cu
+	draftSplits       = 16 // of one sequence where rows may have drafts: one number for one row and for a row with all its drafts
 )
 
 // attnDecodeTile is the number of tokens of a warp's step: as many bytes of either cache.
@@ -27,6 +28,9 @@ func (s shape) attnDecodeTile() int { return 16 * (1 + s.kvFP8()) }
 func attnSplits(d device, s shape, rows int) int {
 	if s.Deterministic {
 		return 4 // whatever the rows
+	}
+	if s.MaxVerify > 0 && rows <= gemvRows {
+		return draftSplits
 	}
 	return max(1, min(attnMaxSplits, attnDecodeCTAs*d.SMs/(rows*s.KVHeads)))
 }

@@ -61,6 +61,8 @@ type slot struct {
 	logProbs bool
 	top      int // TopLogProbs
 	pages    int // entries of its page table that the device has
+	// token is the last one of a sequence whose last row had drafts, which only the host knows; else -1.
+	token int32
 }
 
 // Stats counts what a backend did since it was opened.
@@ -259,10 +261,22 @@ func (b *Backend) worthGraph(st stepShape) bool {
 	return true
 }
 
+// exactRows is what smaller decode steps are padded to if rows may have drafts: from there on, up to gemvRows, one kernel makes every
+// product and each token's sums have one order. So drafts change no bit of what is sampled.
+const exactRows = coreTokens + 1
+
+// padded gives the sizes that a step is run at.
+func (b *Backend) padded(st stepShape) stepShape {
+	if b.shape.MaxVerify > 0 && st.decodeOnly() && st.rows < exactRows {
+		st.rows, st.decode, st.tokens, st.samples = exactRows, exactRows, exactRows, exactRows
+	}
+	return st.padded()
+}
+
 // submit enqueues a filled step: a graph, or kernel by kernel if it asks for more than tokens or is not worth one.
 func (b *Backend) submit(batch *backend.Batch, st *step, shape stepShape) error {
 	special := st.logits || st.targets > 0
-	shape = shape.padded()
+	shape = b.padded(shape)
 	if shape.decodeOnly() && !special && !st.starts && !st.masks && !b.noGraph {
 		if g := b.graphs[shape]; g != nil { // one call
 			b.tellGraph(shape, batch)

@@ -20,7 +20,8 @@ type planHeader struct {
 type planRow struct {
 	Slot, Pos, Len, Start int32
 	SampleRow, MaskRow    int32 // of the r-th sampled row, not of this one
-	_                     [2]int32
+	Token                 int32 // of a decode row: its token, or -1 for the slot's
+	_                     int32
 }
 
 // pageUpdate sets one entry of a slot's page table; the mirror of PageUpdate in plan.cuh.

@@ -64,6 +64,7 @@ type shape struct {
 	Page, MaxPages        int // tokens of a page; pages of one sequence
 	MaxRows, MaxTokens    int
 	MaxContext, NumPages  int
+	MaxVerify             int // rows and draft tokens of a step with drafts, each of which is a row to the kernels; 0: there are none
 	MoE                   moeShape
 	Deterministic         bool // a row's results do not depend on its batch mates
 	TiedHead              bool

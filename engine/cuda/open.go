@@ -92,7 +92,7 @@ func checkOptions(c *model.Config, o *backend.Options) error {
 		value int
 	}{
 		{"rows", &o.MaxRows, defaultMaxRows}, {"context", &o.MaxContext, c.MaxPositions}, {"page size", &o.PageSize, defaultPageSize},
-		{"tokens of a step", &o.MaxTokens, max(defaultMaxTokens, o.MaxRows)}, {"KV pages", &o.NumPages, 0},
+		{"tokens of a step", &o.MaxTokens, max(defaultMaxTokens, o.MaxRows)}, {"KV pages", &o.NumPages, 0}, {"rows and draft tokens of a step", &o.MaxVerify, 0},
 	} {
 		if *f.field < 0 {
 			return fmt.Errorf("%s %d: want at least 1, or 0 for the default", f.name, *f.field)
@@ -109,8 +109,8 @@ func checkOptions(c *model.Config, o *backend.Options) error {
 		return fmt.Errorf("context of %d tokens: the model allows %d", o.MaxContext, c.MaxPositions)
 	case o.MaxTokens < o.MaxRows:
 		return fmt.Errorf("%d tokens of a step: want at least one for each of its %d rows", o.MaxTokens, o.MaxRows)
-	case o.MaxRows > last:
-		return fmt.Errorf("%d rows: the CUDA backend takes up to %d", o.MaxRows, last)
+	case max(o.MaxRows, o.MaxVerify) > last:
+		return fmt.Errorf("%d rows, %d of them and draft tokens: the CUDA backend takes up to %d", o.MaxRows, o.MaxVerify, last)
 	case o.PageSize != 16 && o.PageSize != 32 && o.PageSize != 64:
 		return fmt.Errorf("page size %d: want 16, 32 or 64", o.PageSize)
 	case !(o.MemFraction > 0 && o.MemFraction <= 1):
@@ -177,7 +177,8 @@ func (b *Backend) open(cfg *model.Config, w *weights.Store, o backend.Options, s
 	}
 	s.Deterministic, s.KVFP8 = o.Deterministic, o.KVDType == kvFP8
 	s.Page, s.MaxContext, s.MaxPages = o.PageSize, o.MaxContext, (o.MaxContext+o.PageSize-1)/o.PageSize
-	s.MaxRows, s.MaxTokens = bucketFor(o.MaxRows), pad(max(o.MaxTokens, bucketFor(o.MaxRows)), tokenPad)
+	s.MaxVerify, s.MaxRows = o.MaxVerify, bucketFor(max(o.MaxRows, o.MaxVerify))
+	s.MaxTokens = pad(max(o.MaxTokens, s.MaxRows), tokenPad)
 	layers := make([]layerWeights, cfg.NumLayers)
 	weightPlaces, parts, err := weightArena(cfg, s, w, &b.buffers, layers)
 	if err != nil {
@@ -245,13 +246,13 @@ func (b *Backend) open(cfg *model.Config, w *weights.Store, o backend.Options, s
 	}
 	b.info = backend.Info{
 		Name: "cuda", Device: b.device.Name, DType: "bfloat16", VocabSize: s.Vocab, MaxContext: o.MaxContext, MaxRows: o.MaxRows, MaxTokens: o.MaxTokens,
-		PageSize: s.Page, NumPages: s.NumPages, WeightBytes: weightBytes, KVBytesPerToken: int64(2*s.kvDim()*s.Layers) * s.kvBytes(), ReadBandwidth: bandwidth,
+		PageSize: s.Page, NumPages: s.NumPages, MaxVerify: s.MaxVerify, WeightBytes: weightBytes, KVBytesPerToken: int64(2*s.kvDim()*s.Layers) * s.kvBytes(), ReadBandwidth: bandwidth,
 	}
 	s.MoE.info(&b.info, s)
 	b.slots = make([]slot, s.MaxRows)
 	b.checker = backend.NewChecker(b.info)
 	if !b.noGraph {
-		if _, err := b.graph(stepShape{rows: 1, decode: 1, tokens: 1, samples: 1}); err != nil {
+		if _, err := b.graph(b.padded(stepShape{rows: 1, decode: 1, tokens: 1, samples: 1})); err != nil {
 			return err
 		}
 	}

@@ -46,6 +46,7 @@ type stepShape struct {
 	samples      int
 	longest      int  // tokens of the longest prefill row
 	full         bool // logits are stored and the full sampler runs
+	drafts       bool // decode rows follow each other in a slot: K and V of all are written before attention reads
 }
 
 // decodeOnly tells that the step has decode rows alone and all of them sample.
@@ -55,7 +56,7 @@ func (st stepShape) decodeOnly() bool { return st.decode == st.rows && st.sample
 func (st stepShape) padded() stepShape {
 	if st.decodeOnly() {
 		n := bucketFor(st.rows)
-		return stepShape{rows: n, decode: n, tokens: n, samples: n, full: st.full || n > gemmPays}
+		return stepShape{rows: n, decode: n, tokens: n, samples: n, full: st.full || n > gemmPays, drafts: st.drafts}
 	}
 	if st.tokens <= gemvRows {
 		st.tokens = bucketFor(st.tokens)
@@ -127,7 +128,12 @@ func (p *planner) attention(st stepShape, i int, l layerWeights) []node {
 		decode, longest = 0, max(1, longest)
 	}
 	if decode > 0 {
-		nodes = append(nodes, nodesOf(attnDecodeOp(d, s, b, l, i, decode))...)
+		attend := attnDecodeOp(d, s, b, l, i, decode)
+		if st.drafts {
+			nodes = append(nodes, nodesOf(draftKVOp(d, s, b, l, i, decode))...)
+			attend.PDL = false // it reads pages before it waits
+		}
+		nodes = append(nodes, nodesOf(attend)...)
 	}
 	if st.rows > decode {
 		nodes = append(nodes, nodesOf(ropeKVOp(d, s, b, l, i, decode, st.tokens), attnPrefillOp(d, s, b, l, i, decode, st.rows, longest))...)
@@ -177,7 +183,7 @@ func (p *planner) units() []unit {
 		}
 		for _, full := range []bool{false, true} {
 			if n <= p.shape.MaxRows {
-				add(p.step(stepShape{rows: n, decode: n, tokens: n, samples: n, full: full}.padded(), hooks{}))
+				add(p.step(stepShape{rows: n, decode: n, tokens: n, samples: n, full: full, drafts: p.shape.MaxVerify > 0}.padded(), hooks{}))
 			}
 			samples := min(n, p.shape.MaxRows)
 			add(p.step(stepShape{rows: 2, decode: 1, tokens: n, samples: samples, longest: n, full: full}.padded(), hooks{}))

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"runtime"
+	"slices"
 	"sync/atomic"
 	"time"
 	"unsafe"
@@ -98,13 +99,16 @@ type step struct {
 	logits  bool
 	targets int // rows that have Targets
 	maskOf  [][]uint32
+	drafts  []int32 // of all rows
 }
 
 // stepRow is one row, in the batch's order.
 type stepRow struct {
-	sample    int // its place among the sampled rows, or -1
+	slot      int
+	sample    int // its place among the sampled rows, or -1; those of its drafts follow
 	token     int // its first token's place in the step
 	tokens    int
+	drafts    []int32
 	targets   bool
 	logits    bool
 	logProbs  bool
@@ -115,11 +119,12 @@ type stepRow struct {
 // parity is the copy of the pinned blocks that the step uses.
 func (st *step) parity() int { return int(st.index & 1) }
 
-// fill writes the plan of a checked batch, decode rows first, and marks the slots.
+// fill writes the plan of a checked batch, decode rows first, and marks the slots. To the device a row with drafts is as many decode rows
+// of one slot: token i, given here, at position i further, reads what those before it write.
 func (b *Backend) fill(batch *backend.Batch, st *step, id backend.StepID) (stepShape, error) {
-	*st = step{index: uint64(id) - 1, rows: append(st.rows[:0], make([]stepRow, len(batch.Rows))...), maskOf: st.maskOf[:0]}
+	*st = step{index: uint64(id) - 1, rows: append(st.rows[:0], make([]stepRow, len(batch.Rows))...), maskOf: st.maskOf[:0], drafts: st.drafts[:0]}
 	plan := &b.pinned.plans[st.parity()]
-	shape := stepShape{rows: len(batch.Rows)}
+	shape := stepShape{}
 	row, token, updates, logitRows := 0, 0, 0, 0
 	for _, prefill := range []bool{false, true} {
 		for i := range batch.Rows {
@@ -133,26 +138,14 @@ func (b *Backend) fill(batch *backend.Batch, st *step, id backend.StepID) (stepS
 				st.starts = true
 			}
 			sr := &st.rows[i]
-			*sr = stepRow{sample: -1, token: token, tokens: r.NumTokens(), targets: r.Targets != nil, logits: r.Logits, logProbs: s.logProbs, top: s.top}
-			to := &plan.rows[row]
-			to.Slot, to.Pos, to.Len, to.Start = int32(r.Slot), int32(r.Position), int32(sr.tokens), int32(token)
-			copy(plan.tok[token:], r.Tokens)
+			*sr = stepRow{slot: r.Slot, sample: -1, token: token, tokens: r.NumTokens(), targets: r.Targets != nil, logits: r.Logits, logProbs: s.logProbs, top: s.top}
+			st.drafts = append(st.drafts, r.Drafts...)
+			sr.drafts = st.drafts[len(st.drafts)-len(r.Drafts):]
 			for j := s.pages; j < min(len(r.Pages), b.shape.MaxPages); j++ {
 				plan.update[updates] = pageUpdate{Slot: uint32(r.Slot), Index: uint32(j), Page: uint32(r.Pages[j])}
 				updates++
 			}
 			s.pages = max(s.pages, min(len(r.Pages), b.shape.MaxPages))
-			if r.Sample || r.Logits {
-				sr.sample = shape.samples
-				sampled := &plan.rows[sr.sample]
-				sampled.SampleRow, sampled.MaskRow = int32(row), -1
-				if r.Mask != nil {
-					sampled.MaskRow = int32(len(st.maskOf))
-					st.maskOf = append(st.maskOf, r.Mask)
-				}
-				shape.samples++
-				shape.full = shape.full || s.full || r.Mask != nil || r.Logits
-			}
 			if r.Logits {
 				sr.logitsRow = logitRows
 				logitRows++
@@ -160,16 +153,41 @@ func (b *Backend) fill(batch *backend.Batch, st *step, id backend.StepID) (stepS
 			if r.Targets != nil {
 				st.targets++
 			}
+			length, known := 1, s.token
 			if prefill {
-				shape.longest = max(shape.longest, sr.tokens)
+				copy(plan.tok[token:], r.Tokens)
+				length, known = sr.tokens, -1
+				shape.longest = max(shape.longest, length)
 			} else {
-				shape.decode++
+				shape.decode += sr.tokens
+				shape.drafts = shape.drafts || len(r.Drafts) > 0
 			}
-			row++
-			token += sr.tokens
+			s.token = -1
+			for k := range 1 + len(r.Drafts) {
+				to := &plan.rows[row]
+				to.Slot, to.Pos, to.Len, to.Start, to.Token = int32(r.Slot), int32(r.Position+k), int32(length), int32(token), known
+				if k < len(r.Drafts) {
+					known = r.Drafts[k]
+				}
+				if r.Sample || r.Logits {
+					if k == 0 {
+						sr.sample = shape.samples
+					}
+					sampled := &plan.rows[shape.samples]
+					sampled.SampleRow, sampled.MaskRow = int32(row), -1
+					if r.Mask != nil {
+						sampled.MaskRow = int32(len(st.maskOf))
+						st.maskOf = append(st.maskOf, r.Mask)
+					}
+					shape.samples++
+					shape.full = shape.full || s.full || r.Mask != nil || r.Logits
+				}
+				row++
+				token += length
+			}
 		}
 	}
-	shape.tokens = token
+	shape.rows, shape.tokens = row, token
 	st.masks, st.logits = len(st.maskOf) > 0, logitRows > 0
 	*plan.header = planHeader{Tokens: int32(token), Rows: int32(row), Decode: int32(shape.decode), Samples: int32(shape.samples), Updates: int32(updates)}
 	return shape, nil
@@ -189,7 +207,7 @@ func newSlot(s *backend.Start, vocabulary int) slot {
 	truncated := p.TopK > 0 || p.TopP < 1 || p.MinP > 0
 	return slot{
 		logProbs: p.Flags&slotLogProbs != 0, top: int(p.TopLogProbs),
-		full: p.Flags != 0 || p.NumBias > 0 || p.Temperature > 0 && truncated,
+		full: p.Flags != 0 || p.NumBias > 0 || p.Temperature > 0 && truncated, token: -1,
 	}
 }
 
@@ -374,13 +392,25 @@ func (b *Backend) collect(st *step, id backend.StepID, out *backend.Result) {
 	out.Rows = out.Rows[:len(st.rows)]
 	for i := range st.rows {
 		r, o := &st.rows[i], &out.Rows[i]
-		*o = backend.RowResult{Top: o.Top[:0], TargetLogProbs: o.TargetLogProbs[:0], Logits: o.Logits[:0]}
+		*o = backend.RowResult{Top: o.Top[:0], More: o.More[:0], TargetLogProbs: o.TargetLogProbs[:0], Logits: o.Logits[:0]}
 		if r.sample >= 0 {
-			got := results[r.sample]
-			o.Token, o.NonFinite = got.Token, got.Flags&sampledNonFinite != 0
-			if r.logProbs {
-				o.LogProb = got.LogProb
-				o.Top = append(o.Top, top[r.sample*maxTop:][:r.top]...)
+			row := func(k int) (int32, float32, []backend.TokenLogProb) {
+				got := &results[r.sample+k]
+				o.NonFinite = o.NonFinite || got.Flags&sampledNonFinite != 0
+				if !r.logProbs {
+					return got.Token, 0, nil
+				}
+				return got.Token, got.LogProb, top[(r.sample+k)*maxTop:][:r.top]
+			}
+			token, logProb, likeliest := row(0)
+			o.Token, o.LogProb, o.Top = token, logProb, append(o.Top, likeliest...)
+			accepted := backend.Accepted(r.drafts, func(k int) int32 { return results[r.sample+k].Token })
+			for k := range accepted {
+				token, logProb, likeliest = row(1 + k)
+				o.More = append(o.More, backend.Sampled{Token: token, LogProb: logProb, Top: slices.Clone(likeliest)})
+			}
+			if len(r.drafts) > 0 { // the device's own notion of the slot's last token is that of any of the drafts
+				b.slots[r.slot].token = token
 			}
 		}
 		if r.targets {

@@ -77,7 +77,8 @@ extern "C" __global__ void __launch_bounds__(THREADS) advance(const __grid_const
 			const int r = row_of(rows, header.rows, t);
 			slot = rows[r].slot;
 			pos = rows[r].pos + t - rows[r].start;
-			id = slot < 0 ? 0 : r < header.decode ? p.slot_token[slot] : (i32)ld_host(from + p.tok_at + 4 * t);
+			if (slot >= 0 && r < header.decode) id = rows[r].token >= 0 ? rows[r].token : p.slot_token[slot];
+			else if (slot >= 0) id = (i32)ld_host(from + p.tok_at + 4 * t);
 		}
 		p.tok_id[t] = id;
 		p.tok_pos[t] = pos;

@@ -1,9 +1,13 @@
 // rope_kv: for the tokens of prefill rows, QK-norm and RoPE of q in place in qkv (as half_t: attn_prefill alone reads it), and K and V into
 // their pages.
+// With KV_ONLY q stays as it is: for decode rows with drafts, whose attention reads K and V of the ones before it in the step.
 // Grid: tokens, 256 threads, a warp a head at a time. Bytes: 4 QKV_N a token and the K, V written.
 #include "attention.cuh"
 
 #define THREADS 256
+#ifndef KV_ONLY
+#define KV_ONLY 0
+#endif
 
 struct Params {
 	bf16* qkv;            // [tokens, QKV_N]
@@ -29,7 +33,7 @@ extern "C" __global__ void __launch_bounds__(THREADS) rope_kv(const __grid_const
 	const i32 page = p.page_table[(size_t)slot * MAX_PAGES + pos / PAGE];
 	float2 cs[PAIRS];
 	load_rope(cs, p.rope, pos, lane);
-	for (int h = warp; h < HEADS + 2 * KV_HEADS; h += THREADS / 32) {
+	for (int h = warp + KV_ONLY * HEADS; h < HEADS + 2 * KV_HEADS; h += THREADS / 32) {
 		HeadPairs v = load_head(x + h * HEAD_DIM, lane);
 		if (h < HEADS + KV_HEADS) rotate(v, h < HEADS ? p.qnorm : p.knorm, cs, lane);
 		if (h < HEADS) {

@@ -4,11 +4,12 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"regexp"
 	"strings"
 	"sync"
 	"time"
 
-	"github.com/ardanlabs/jinja"
+	"github.com/tokamak-engine/tokamak/engine/tokenizer/jinja"
 )
 
 // Message is one turn of a conversation.
@@ -44,13 +45,11 @@ type ChatOptions struct {
 	Now time.Time
 }
 
-// Limits of one rendering. A template comes with the model and is trusted as far as the model is; the limits keep a broken
-// one from taking the process along.
+// A rendering may do this much for the template, whatever is said, and this much for each byte of the conversation: see [jinja.Limits].
+// The templates of the models in fixtures take about 30 of work and 20 of memory for a byte.
 const (
-	renderTime      = 5 * time.Second
-	maxRenderOutput = 64 << 20
-	maxRange        = 100_000
-	maxMacroDepth   = 100
+	renderWork, renderWorkEach   = 256 << 20, 256
+	renderBytes, renderBytesEach = 16 << 20, 64
 )
 
 const defaultTemplate = "default"
@@ -58,14 +57,13 @@ const defaultTemplate = "default"
 // chatTemplates are a model's templates by name, compiled on first use.
 type chatTemplates struct {
 	sources map[string]string
-	limit   time.Duration // of one rendering
 
 	mu       sync.Mutex
 	compiled map[string]*jinja.Template
 }
 
 func newChatTemplates(sources map[string]string) *chatTemplates {
-	return &chatTemplates{sources: sources, limit: renderTime, compiled: map[string]*jinja.Template{}}
+	return &chatTemplates{sources: sources, compiled: map[string]*jinja.Template{}}
 }
 
 // HasChatTemplate tells if the model came with a chat template.
@@ -102,7 +100,7 @@ func (t *Tokenizer) ApplyChatTemplate(messages []Message, o ChatOptions) (string
 	if err != nil {
 		return "", err
 	}
-	return render(template, data, o.Now, t.chat.limit)
+	return render(template, data, o.Now)
 }
 
 func (c *chatTemplates) get(name string) (*jinja.Template, error) {
@@ -115,11 +113,7 @@ func (c *chatTemplates) get(name string) (*jinja.Template, error) {
 	if !ok {
 		return nil, &TemplateError{Problem: fmt.Sprintf("the model has no template %q, only %v", name, sortedKeys(c.sources))}
 	}
-	rewritten, err := instrument(source)
-	if err != nil {
-		return nil, err
-	}
-	template, err := jinja.Compile(rewritten)
+	template, err := jinja.Parse(source)
 	if err != nil {
 		return nil, &TemplateError{Problem: "cannot be compiled", Err: err}
 	}
@@ -128,81 +122,81 @@ func (c *chatTemplates) get(name string) (*jinja.Template, error) {
 }
 
 // render runs the template with the functions it may call.
-func render(template *jinja.Template, data map[string]jinja.Value, now time.Time, limit time.Duration) (out string, err error) {
-	defer func() {
-		if r := recover(); r != nil { // the library indexes arguments of some filters unchecked
-			out, err = "", &TemplateError{Problem: fmt.Sprintf("failed: %v", r)}
-		}
-	}()
+func render(template *jinja.Template, data map[string]jinja.Value, now time.Time) (string, error) {
+	size := 0
+	for _, v := range data {
+		size += sizeOf(v)
+	}
 	if now.IsZero() {
 		now = time.Now()
 	}
-	deadline, depth := time.Now().Add(limit), 0
-	function := func(name string, fn func(args []jinja.Value, kwargs map[string]jinja.Value) (jinja.Value, error)) {
-		data[name] = jinja.NewCallable(name, fn)
-	}
-	function(tickName, func([]jinja.Value, map[string]jinja.Value) (jinja.Value, error) {
-		if time.Now().After(deadline) {
-			return jinja.None(), fmt.Errorf("ran longer than %v", limit)
+	data["raise_exception"] = &jinja.Function{Name: "raise_exception", Call: func(c *jinja.Call) (jinja.Value, error) {
+		v, _ := c.Arg(0, "message")
+		message, ok := v.(string)
+		if !ok {
+			message = "the conversation is not one the template can render"
 		}
-		return jinja.None(), nil
-	})
-	function(enterName, func([]jinja.Value, map[string]jinja.Value) (jinja.Value, error) {
-		if depth++; depth > maxMacroDepth {
-			return jinja.None(), fmt.Errorf("macros call each other more than %d deep", maxMacroDepth)
+		return nil, &TemplateError{Problem: message}
+	}}
+	data["strftime_now"] = &jinja.Function{Name: "strftime_now", Call: func(c *jinja.Call) (jinja.Value, error) {
+		v, _ := c.Arg(0, "format")
+		format, ok := v.(string)
+		if !ok {
+			return nil, errors.New("strftime_now wants a format")
 		}
-		return jinja.None(), nil
-	})
-	function(leaveName, func([]jinja.Value, map[string]jinja.Value) (jinja.Value, error) {
-		depth--
-		return jinja.None(), nil
-	})
-	function(toJSONName, toJSON)
-	function("range", boundedRange)
-	function("raise_exception", func(args []jinja.Value, _ map[string]jinja.Value) (jinja.Value, error) {
-		message := "the conversation is not one the template can render"
-		if len(args) > 0 && args[0].IsString() {
-			message = args[0].AsString()
+		if err := c.Pay(32 * len(format)); err != nil {
+			return nil, err
 		}
-		return jinja.None(), &TemplateError{Problem: message}
-	})
-	function("strftime_now", func(args []jinja.Value, _ map[string]jinja.Value) (jinja.Value, error) {
-		if len(args) != 1 || !args[0].IsString() {
-			return jinja.None(), errors.New("strftime_now wants a format")
-		}
-		return jinja.NewString(strftime(now, args[0].AsString())), nil
-	})
-	out, err = template.RenderValues(data)
+		return strftime(now, format), nil
+	}}
+	out, err := template.Render(data, jinja.Limits{Work: renderWork + int64(size)*renderWorkEach, Bytes: renderBytes + int64(size)*renderBytesEach})
 	var own *TemplateError
 	switch {
 	case errors.As(err, &own):
 		return "", own
 	case err != nil:
 		return "", &TemplateError{Problem: "failed", Err: err}
-	case len(out) > maxRenderOutput:
-		return "", &TemplateError{Problem: fmt.Sprintf("made %d bytes, more than %d", len(out), maxRenderOutput)}
 	}
 	return out, nil
+}
+
+// sizeOf is about the number of bytes that v takes in a request.
+func sizeOf(v jinja.Value) int {
+	size := 8
+	switch v := v.(type) {
+	case string:
+		size += len(v)
+	case *jinja.List:
+		for _, item := range v.Items {
+			size += sizeOf(item)
+		}
+	case *jinja.Dict:
+		for _, key := range v.Keys() {
+			item, _ := v.Get(key)
+			size += len(key) + sizeOf(item)
+		}
+	}
+	return size
 }
 
 // chatData makes the variables of a template.
 func (t *Tokenizer) chatData(messages []Message, o ChatOptions, parts bool) (map[string]jinja.Value, error) {
 	data := map[string]jinja.Value{
-		"add_generation_prompt": jinja.NewBool(o.AddGenerationPrompt), "tools": jinja.None(), "documents": jinja.None(),
+		"add_generation_prompt": o.AddGenerationPrompt, "tools": nil, "documents": nil,
 	}
 	for name, text := range t.specialTexts {
-		data[name] = jinja.NewString(text)
+		data[name] = text
 	}
 	if len(o.Tools) > 0 {
-		tools := make([]jinja.Value, len(o.Tools))
+		tools := jinja.NewList()
 		for i, raw := range o.Tools {
 			v, err := jsonValue(raw)
 			if err != nil {
 				return nil, &TemplateError{Problem: fmt.Sprintf("tool %d is not valid JSON", i), Err: err}
 			}
-			tools[i] = v
+			tools.Items = append(tools.Items, v)
 		}
-		data["tools"] = jinja.NewList(tools)
+		data["tools"] = tools
 	}
 	for name, v := range o.Extra {
 		var err error
@@ -210,81 +204,83 @@ func (t *Tokenizer) chatData(messages []Message, o ChatOptions, parts bool) (map
 			return nil, &TemplateError{Problem: fmt.Sprintf("variable %q is not valid JSON", name), Err: err}
 		}
 	}
-	list := make([]jinja.Value, len(messages))
+	list := jinja.NewList()
 	for i := range messages {
 		v, err := messages[i].value(parts)
 		if err != nil {
 			return nil, &TemplateError{Problem: fmt.Sprintf("message %d", i), Err: err}
 		}
-		list[i] = v
+		list.Items = append(list.Items, v)
 	}
-	data["messages"] = jinja.NewList(list)
+	data["messages"] = list
 	return data, nil
 }
 
 // value makes the object that templates see. Without parts, content is a string.
 func (m *Message) value(parts bool) (jinja.Value, error) {
-	v := jinja.NewDict()
-	d := v.AsDict()
-	d.Set("role", jinja.NewString(m.Role))
+	d := jinja.NewDict()
+	d.Set("role", m.Role)
 	content, err := goValue(m.Content)
 	if err != nil {
-		return v, err
+		return nil, err
 	}
-	if content.IsList() && !parts {
-		if content, err = joinParts(content.AsList()); err != nil {
-			return v, err
+	if l, ok := content.(*jinja.List); ok && !parts {
+		if content, err = joinParts(l); err != nil {
+			return nil, err
 		}
 	}
 	d.Set("content", content)
 	if m.Name != "" {
-		d.Set("name", jinja.NewString(m.Name))
+		d.Set("name", m.Name)
 	}
 	if len(m.ToolCalls) > 0 {
-		calls := make([]jinja.Value, len(m.ToolCalls))
-		for i, c := range m.ToolCalls {
-			function := jinja.NewDict()
-			function.AsDict().Set("name", jinja.NewString(c.Name))
+		calls := jinja.NewList()
+		for _, c := range m.ToolCalls {
 			arguments, err := jsonValue([]byte(c.Arguments))
-			if err != nil || !arguments.IsDict() {
-				arguments = jinja.NewString(c.Arguments)
+			if _, ok := arguments.(*jinja.Dict); err != nil || !ok {
+				arguments = c.Arguments
 			}
-			function.AsDict().Set("arguments", arguments)
-			call := jinja.NewDict()
+			function, call := jinja.NewDict(), jinja.NewDict()
+			function.Set("name", c.Name)
+			function.Set("arguments", arguments)
 			if c.ID != "" {
-				call.AsDict().Set("id", jinja.NewString(c.ID))
+				call.Set("id", c.ID)
 			}
-			call.AsDict().Set("type", jinja.NewString("function"))
-			call.AsDict().Set("function", function)
-			calls[i] = call
+			call.Set("type", "function")
+			call.Set("function", function)
+			calls.Items = append(calls.Items, call)
 		}
-		d.Set("tool_calls", jinja.NewList(calls))
+		d.Set("tool_calls", calls)
 	}
 	if m.ToolCallID != "" {
-		d.Set("tool_call_id", jinja.NewString(m.ToolCallID))
+		d.Set("tool_call_id", m.ToolCallID)
 	}
 	for _, name := range sortedKeys(m.Extra) {
 		extra, err := goValue(m.Extra[name])
 		if err != nil {
-			return v, err
+			return nil, err
 		}
 		d.Set(name, extra)
 	}
-	return v, nil
+	return d, nil
 }
 
 // joinParts makes one string of text parts.
 func joinParts(parts *jinja.List) (jinja.Value, error) {
 	var lines []string
 	for _, part := range parts.Items {
-		text := jinja.Undefined()
-		if part.IsDict() {
-			text, _ = part.AsDict().Get("text")
+		var text jinja.Value
+		if d, ok := part.(*jinja.Dict); ok {
+			text, _ = d.Get("text")
 		}
-		if !text.IsString() {
-			return text, errors.New("content has a part that is no text, which the template does not know")
+		line, ok := text.(string)
+		if !ok {
+			return nil, errors.New("content has a part that is no text, which the template does not know")
 		}
-		lines = append(lines, text.AsString())
+		lines = append(lines, line)
 	}
-	return jinja.NewString(strings.Join(lines, "\n")), nil
+	return strings.Join(lines, "\n"), nil
 }
+
+// readsParts finds what a template does if it knows messages whose content is a list of parts.
+var readsParts = regexp.MustCompile(`\bin\s+[\w.]*(\[['"]content['"]\]|\bcontent)\b|content['"\]]*\s+is\s+(not\s+)?(string|iterable|sequence|mapping)`)

@@ -128,7 +128,7 @@ func TestChatTemplateErrors(t *testing.T) {
 		"recursive":   {"{% macro f(x) %}{{ f(x) }}{% endmacro %}{{ f(1) }}", "deep"},
 		"huge range":  {"{% for i in range(10000000000) %}{% endfor %}", "range"},
 		"bad filter":  {"{{ [1] | selectattr('x', 'nope') }}", "failed"},
-		"panics":      {"{{ [1] | select }}", "failed"},
+		"no argument": {"{{ [1] | selectattr }}", "failed"},
 		"unknown":     {"{{ 1 | nofilter }}", "nofilter"},
 		"no callable": {"{{ messages() }}", "not callable"},
 	} {
@@ -152,17 +152,6 @@ func TestChatTemplateErrors(t *testing.T) {
 	require.ErrorContains(t, err, `no template "rag", only [default tool_use]`)
 	_, err = tk.ApplyChatTemplate(nil, ChatOptions{Tools: []json.RawMessage{[]byte(`{`)}})
 	require.ErrorContains(t, err, "tool 0 is not valid JSON")
-}
-
-// TestChatTemplateStops holds a template that would run for years to its time.
-func TestChatTemplateStops(t *testing.T) {
-	tk := &Tokenizer{}
-	require.NoError(t, tk.SetChatTemplate(`{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}`))
-	tk.chat.limit = 50 * time.Millisecond
-	start := time.Now()
-	_, err := tk.ApplyChatTemplate(nil, ChatOptions{})
-	require.ErrorContains(t, err, "ran longer")
-	assert.Less(t, time.Since(start), 10*time.Second)
 }
 
 func TestStrftime(t *testing.T) {

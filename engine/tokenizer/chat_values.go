@@ -4,14 +4,12 @@ import (
 	"bytes"
 	"encoding/json"
 	"errors"
-	"fmt"
 	"io"
-	"math"
-	"sort"
-	"strconv"
+	"reflect"
+	"slices"
 	"strings"
 
-	"github.com/ardanlabs/jinja"
+	"github.com/tokamak-engine/tokamak/engine/tokenizer/jinja"
 )
 
 // goValue converts a plain Go value; a json.RawMessage keeps the order of its keys.
@@ -19,7 +17,7 @@ func goValue(v any) (jinja.Value, error) {
 	if raw, ok := v.(json.RawMessage); ok {
 		return jsonValue(raw)
 	}
-	return jinja.FromGoValue(v), nil
+	return plainValue(v), nil
 }
 
 // jsonValue parses one JSON value, key order kept.
@@ -42,225 +40,73 @@ func nextValue(dec *json.Decoder) (jinja.Value, error) {
 		if err == io.EOF {
 			err = io.ErrUnexpectedEOF
 		}
-		return jinja.None(), err
+		return nil, err
 	}
 	switch token {
 	case json.Delim('['):
-		items := []jinja.Value{}
+		l := jinja.NewList()
 		for dec.More() {
 			item, err := nextValue(dec)
 			if err != nil {
 				return item, err
 			}
-			items = append(items, item)
+			l.Items = append(l.Items, item)
 		}
 		_, err := dec.Token()
-		return jinja.NewList(items), err
+		return l, err
 	case json.Delim('{'):
-		v := jinja.NewDict()
+		d := jinja.NewDict()
 		for dec.More() {
 			key, err := dec.Token()
 			if err != nil {
-				return v, err
+				return d, err
 			}
 			item, err := nextValue(dec)
 			if err != nil {
 				return item, err
 			}
-			v.AsDict().Set(key.(string), item)
+			d.Set(key.(string), item)
 		}
 		_, err := dec.Token()
-		return v, err
+		return d, err
 	}
-	return jinja.FromGoValue(token), nil
+	return plainValue(token), nil
 }
 
-// toJSON is the filter tojson as transformers defines it: Python's json.dumps with ensure_ascii=False, which unlike the
-// library's own keeps key order when it indents.
-func toJSON(args []jinja.Value, kwargs map[string]jinja.Value) (jinja.Value, error) {
-	if len(args) == 0 {
-		return jinja.None(), errors.New("tojson wants a value")
-	}
-	w := jsonWriter{item: ", ", key: ": ", indent: -1}
-	option := func(position int, name string) (jinja.Value, bool) {
-		if v, ok := kwargs[name]; ok {
-			return v, !v.IsNone()
-		}
-		if position < len(args) {
-			return args[position], !args[position].IsNone()
-		}
-		return jinja.None(), false
-	}
-	if v, ok := option(1, "ensure_ascii"); ok {
-		w.ascii = v.IsTruthy()
-	}
-	if v, ok := option(2, "indent"); ok && v.IsInt() {
-		w.indent = int(min(max(v.AsInt(), 0), 16))
-		w.item = ","
-	}
-	if v, ok := option(3, "separators"); ok {
-		if !v.IsList() || v.AsList().Len() != 2 || !v.AsList().Get(0).IsString() || !v.AsList().Get(1).IsString() {
-			return jinja.None(), errors.New("tojson: separators wants two strings")
-		}
-		w.item, w.key = v.AsList().Get(0).AsString(), v.AsList().Get(1).AsString()
-	}
-	if v, ok := option(4, "sort_keys"); ok {
-		w.sorted = v.IsTruthy()
-	}
-	if err := w.value(args[0], 0); err != nil {
-		return jinja.None(), err
-	}
-	return jinja.NewString(w.String()), nil
-}
-
-type jsonWriter struct {
-	strings.Builder
-	item, key     string
-	indent        int // -1: on one line
-	ascii, sorted bool
-}
-
-func (w *jsonWriter) line(depth int) {
-	if w.indent >= 0 {
-		w.WriteByte('\n')
-		w.WriteString(strings.Repeat(" ", w.indent*depth))
-	}
-}
-
-func (w *jsonWriter) value(v jinja.Value, depth int) error {
-	if depth > 200 {
-		return errors.New("tojson: value is nested more than 200 deep")
-	}
-	switch {
-	case v.IsNone():
-		w.WriteString("null")
-	case v.IsBool():
-		w.WriteString(strconv.FormatBool(v.AsBool()))
-	case v.IsInt():
-		w.WriteString(strconv.FormatInt(v.AsInt(), 10))
-	case v.IsFloat():
-		w.WriteString(pythonFloat(v.AsFloat()))
-	case v.IsString():
-		w.quote(v.AsString())
-	case v.IsList():
-		items := v.AsList().Items
-		w.WriteByte('[')
-		for i, item := range items {
-			if i > 0 {
-				w.WriteString(w.item)
-			}
-			w.line(depth + 1)
-			if err := w.value(item, depth+1); err != nil {
-				return err
+// plainValue converts what encoding/json makes, and named types of it. Keys of maps are sorted. Other types are undefined.
+func plainValue(v any) jinja.Value {
+	switch v := v.(type) {
+	case nil, bool, int64, float64, string:
+		return v
+	case int:
+		return int64(v)
+	case json.Number:
+		// Integers stay integers, as json.dumps writes them.
+		if !strings.ContainsAny(string(v), ".eE") {
+			if i, err := v.Int64(); err == nil {
+				return i
 			}
 		}
-		if len(items) > 0 {
-			w.line(depth)
+		if f, err := v.Float64(); err == nil {
+			return f
 		}
-		w.WriteByte(']')
-	case v.IsDict():
-		d := v.AsDict()
-		keys := d.OrderedKeys()
-		if w.sorted {
-			sort.Strings(keys)
+		return string(v)
+	}
+	switch r := reflect.ValueOf(v); {
+	case r.Kind() == reflect.Slice:
+		l := jinja.NewList()
+		for i := range r.Len() {
+			l.Items = append(l.Items, plainValue(r.Index(i).Interface()))
 		}
-		w.WriteByte('{')
-		for i, key := range keys {
-			if i > 0 {
-				w.WriteString(w.item)
-			}
-			w.line(depth + 1)
-			w.quote(key)
-			w.WriteString(w.key)
-			item, _ := d.Get(key)
-			if err := w.value(item, depth+1); err != nil {
-				return err
-			}
+		return l
+	case r.Kind() == reflect.Map && r.Type().Key().Kind() == reflect.String:
+		d := jinja.NewDict()
+		keys := r.MapKeys()
+		slices.SortFunc(keys, func(a, b reflect.Value) int { return strings.Compare(a.String(), b.String()) })
+		for _, key := range keys {
+			d.Set(key.String(), plainValue(r.MapIndex(key).Interface()))
 		}
-		if len(keys) > 0 {
-			w.line(depth)
-		}
-		w.WriteByte('}')
-	default:
-		return errors.New("tojson: value is undefined or a function")
+		return d
 	}
-	return nil
-}
-
-func (w *jsonWriter) quote(s string) {
-	w.WriteByte('"')
-	for _, r := range s {
-		switch {
-		case r == '"' || r == '\\':
-			w.WriteByte('\\')
-			w.WriteRune(r)
-		case r == '\n':
-			w.WriteString(`\n`)
-		case r == '\r':
-			w.WriteString(`\r`)
-		case r == '\t':
-			w.WriteString(`\t`)
-		case r == '\b':
-			w.WriteString(`\b`)
-		case r == '\f':
-			w.WriteString(`\f`)
-		case r < 0x20 || w.ascii && r >= 0x7f && r < 0x10000:
-			fmt.Fprintf(w, `\u%04x`, r)
-		case w.ascii && r >= 0x10000:
-			r -= 0x10000
-			fmt.Fprintf(w, `\u%04x\u%04x`, 0xd800+r>>10, 0xdc00+r&0x3ff)
-		default:
-			w.WriteRune(r)
-		}
-	}
-	w.WriteByte('"')
-}
-
-// pythonFloat writes f as Python's repr does.
-func pythonFloat(f float64) string {
-	switch {
-	case math.IsNaN(f):
-		return "NaN"
-	case math.IsInf(f, 1):
-		return "Infinity"
-	case math.IsInf(f, -1):
-		return "-Infinity"
-	}
-	if a := math.Abs(f); a != 0 && (a < 1e-4 || a >= 1e16) {
-		return strconv.FormatFloat(f, 'e', -1, 64)
-	}
-	s := strconv.FormatFloat(f, 'f', -1, 64)
-	if !strings.Contains(s, ".") {
-		s += ".0"
-	}
-	return s
-}
-
-// boundedRange is Python's range up to maxRange numbers.
-func boundedRange(args []jinja.Value, _ map[string]jinja.Value) (jinja.Value, error) {
-	n := [3]int64{0, 0, 1}
-	if len(args) < 1 || len(args) > 3 {
-		return jinja.None(), fmt.Errorf("range wants 1 to 3 numbers, got %d", len(args))
-	}
-	for i, a := range args {
-		if !a.IsInt() {
-			return jinja.None(), errors.New("range wants integers")
-		}
-		if len(args) == 1 {
-			n[1] = a.AsInt()
-		} else {
-			n[i] = a.AsInt()
-		}
-	}
-	if n[2] == 0 {
-		return jinja.None(), errors.New("range: step is 0")
-	}
-	items := []jinja.Value{}
-	for v := n[0]; n[2] > 0 && v < n[1] || n[2] < 0 && v > n[1]; v += n[2] {
-		if len(items) == maxRange {
-			return jinja.None(), fmt.Errorf("range of more than %d numbers", maxRange)
-		}
-		items = append(items, jinja.NewInt(v))
-	}
-	return jinja.NewList(items), nil
+	return jinja.Undefined{}
 }

@@ -92,8 +92,8 @@ func checkOptions(cfg *model.Config, o *backend.Options) error {
 	default:
 		return fmt.Errorf("KV cache type %q: the CPU has auto, float32 and bfloat16", o.KVDType)
 	}
-	if o.Quantization != "" {
-		return fmt.Errorf("quantization %q: the CPU computes weights as they are stored; it reads quantised GGUF files", o.Quantization)
+	if o.Quantization != "" && o.Quantization != "fp8" {
+		return fmt.Errorf("quantization %q: the CPU has fp8", o.Quantization)
 	}
 	return nil
 }
@@ -111,7 +111,7 @@ func open(cfg *model.Config, w *weights.Store, o backend.Options, p *pool, ks *k
 	if err != nil {
 		return nil, err
 	}
-	net, err := load(cfg, w, p, o.Progress)
+	net, err := load(cfg, w, p, o.Quantization == "fp8", o.Progress)
 	if err != nil {
 		return nil, err
 	}

@@ -26,7 +26,7 @@ func TestOpenRefusesOptions(t *testing.T) {
 		"kv type":      {backend.Options{KVDType: "fp8_e4m3"}, "KV cache type"},
 		"dtype":        {backend.Options{DType: "float16"}, "stored (bfloat16)"},
 		"bad dtype":    {backend.Options{DType: "int3"}, `dtype "int3"`},
-		"quantization": {backend.Options{Quantization: "fp8"}, "quantization"},
+		"quantization": {backend.Options{Quantization: "int3"}, "quantization"},
 	} {
 		_, err := Open(cfg, weights.NewDummy(cfg), c.o)
 		require.ErrorContains(t, err, c.want, name)

@@ -43,16 +43,17 @@ type loader struct {
 	store    *weights.Store
 	pool     *pool
 	progress func(done float64)
+	fp8      bool // quantise the layers' matrices
 	err      error
 
 	made    float64 // bytes of dummy values made
 	byDType map[weights.DType]int64
 }
 
-func load(cfg *model.Config, store *weights.Store, p *pool, progress func(string, float64, float64, string)) (*network, error) {
+func load(cfg *model.Config, store *weights.Store, p *pool, fp8 bool, progress func(string, float64, float64, string)) (*network, error) {
 	const gib = 1 << 30
 	total := float64(store.Bytes()) / gib
-	l := &loader{store: store, pool: p, byDType: map[weights.DType]int64{}, progress: func(done float64) {
+	l := &loader{store: store, pool: p, fp8: fp8, byDType: map[weights.DType]int64{}, progress: func(done float64) {
 		if progress != nil {
 			progress("dummy weights", min(done/gib, total), total, "GiB")
 		}
@@ -130,6 +131,9 @@ func (l *loader) matrix(name string) *matrix {
 	t := l.tensor(name)
 	if t == nil {
 		return nil
+	}
+	if l.fp8 && strings.HasSuffix(name, "_proj.weight") {
+		t = t.F8E4M3()
 	}
 	if t.Dummy != nil {
 		t = fillDummy(t, l.pool)

@@ -72,8 +72,11 @@ func weightArena(c *model.Config, s shape, w *weights.Store, b *buffers, layers 
 		tensors := make([]*weights.Tensor, len(names))
 		for i, name := range names {
 			tensors[i] = find(name)
+			if s.QuantizeFP8 && tensors[i].Dummy != nil {
+				tensors[i] = tensors[i].F8E4M3()
+			}
 		}
-		to.Format, to.Group = formatOf(tensors)
+		to.Format, to.Group = formatOf(tensors, s)
 		for _, array := range to.arrays(cols) {
 			a.take(array.to, int64(rows)*int64(array.rowBytes))
 			shift := int64(0)
@@ -163,6 +166,8 @@ func workArena(d device, s shape, b *buffers) *arena {
 	a.take(&b.Top, 8*maxTop*int64(s.logitRows()))
 	a.take(&b.Rope, int64(s.MaxContext)*int64(s.Dim/2)*8)
 	a.take(&b.blasWorkspace, blasWorkspaceBytes)
+	a.take(&b.QX, t*int64(s.QuantizedCols))
+	a.take(&b.QScale, 4*t)
 	a.take(&b.Dequantised, int64(s.Dequantised)*bf16Bytes)
 	return a
 }

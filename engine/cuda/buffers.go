@@ -46,7 +46,8 @@ type buffers struct {
 	Embed, Norm ptr
 	Head        weight
 
-	Dequantised   ptr // bf16, the largest matrix of four bits
+	Dequantised   ptr // bf16, the largest matrix that is multiplied so
+	QX, QScale    ptr // e4m3 [MaxTokens, the most columns of an fp8 product], f32 [MaxTokens]
 	blasWorkspace ptr
 }
 

@@ -20,9 +20,9 @@ const (
 
 // linearParams mirrors Params of linear.cuh.
 type linearParams struct {
-	W, X, Gamma, Bias, Y, Logits, XRow, Slot, Position, SlotParam, Best ptr
-	Tokens                                                              int32
-	_                                                                   int32
+	W, X, Gamma, Bias, Y, Logits, XRow, Slot, Position, SlotParam, Best, RowScale ptr
+	Tokens                                                                        int32
+	_                                                                             int32
 }
 
 // linear is one product: n outputs (SwiGLU: gate and up together) of k inputs for m tokens.
@@ -31,6 +31,7 @@ type linear struct {
 	m, n, k int
 	norm    bool
 	end     epilogue
+	fp8     bool // W is e4m3 with a scale for each row
 }
 
 const (
@@ -92,6 +93,9 @@ const (
 // mmaTile takes one block at a time where x stays in registers (KEEP_X of gemv_mma.cu); elsewhere as many as balance allows, since
 // each pass reads x again.
 func (l linear) mmaTile(d device) mmaTile {
+	if l.fp8 {
+		return l.mmaTileOf(d, l.balanced(d, l.fp8Blocks()))
+	}
 	tiles, steps := ceilDiv(l.m, 8), ceilDiv(ceilDiv(l.k, 32), mmaWarps)
 	most := 3
 	if tiles > 1 {
@@ -100,6 +104,11 @@ func (l linear) mmaTile(d device) mmaTile {
 	if steps <= 8 && (tiles == 1 || steps <= 4 || steps == 8) {
 		most = 1
 	}
+	return l.mmaTileOf(d, l.balanced(d, most))
+}
+
+// balanced is the number of blocks, at most most, that leaves the fewest to the CTA with the most of them; the largest of equals.
+func (l linear) balanced(d device, most int) int {
 	best, bestCost := 1, 0
 	for blocks := 1; blocks <= most && 16*blocks <= l.n; blocks++ {
 		cost := blocks * ceilDiv(ceilDiv(l.n, 16*blocks), d.SMs)
@@ -107,6 +116,12 @@ func (l linear) mmaTile(d device) mmaTile {
 			best, bestCost = blocks, cost
 		}
 	}
+	return best
+}
+
+// mmaTileOf is gemv_mma's tile of so many blocks.
+func (l linear) mmaTileOf(d device, best int) mmaTile {
+	tiles := ceilDiv(l.m, 8)
 	smem := best*tiles*2*mmaWarps*16*8*4 + mmaWarps*16*4 + 16*4 // sums, squares, scales: struct Shared of gemv_mma.cu
 	gamma, found, draw := 1, 1, 1
 	if l.norm {
@@ -120,7 +135,7 @@ func (l linear) mmaTile(d device) mmaTile {
 
 // useCores tells whether gemv takes the product.
 func (l linear) useCores(d device) bool {
-	return l.m <= coreTokens && l.gemvTile(d).smem <= d.MaxSmem
+	return !l.fp8 && l.m <= coreTokens && l.gemvTile(d).smem <= d.MaxSmem
 }
 
 func (l linear) grid(d device) int {
@@ -146,6 +161,10 @@ func (l linear) op(d device, p linearParams) op {
 		return o
 	}
 	t := l.mmaTile(d)
+	if l.fp8 {
+		defines = "FP8=1 " + defines
+		o.Bytes -= int64(l.n) * int64(l.k)
+	}
 	o.Unit = unit{"gemv_mma.cu", "gemv_mma", fmt.Sprintf("%s M=%d BLOCKS=%d", defines, pad(l.m, 8), t.blocks)}
 	o.Grid, o.Block, o.Smem = [3]int{t.grid, 1, 1}, mmaThreads, t.smem
 	return o

@@ -119,8 +119,8 @@ func checkOptions(c *model.Config, o *backend.Options) error {
 		return fmt.Errorf("dtype %q: the CUDA backend computes in bfloat16; use --device cpu for others", o.DType)
 	case o.KVDType != "" && o.KVDType != "auto" && o.KVDType != "bfloat16" && o.KVDType != kvFP8:
 		return fmt.Errorf("KV cache type %q: the CUDA backend has auto, bfloat16 and %s", o.KVDType, kvFP8)
-	case o.Quantization != "":
-		return fmt.Errorf("quantization %q: the CUDA backend has none yet", o.Quantization)
+	case o.Quantization != "" && o.Quantization != "fp8":
+		return fmt.Errorf("quantization %q: the CUDA backend has fp8", o.Quantization)
 	}
 	return nil
 }
@@ -171,11 +171,11 @@ func openWith(cfg *model.Config, w *weights.Store, o backend.Options, set settin
 func (b *Backend) open(cfg *model.Config, w *weights.Store, o backend.Options, set settings) (err error) {
 	began := time.Now()
 	s := newShape(cfg)
+	s.Deterministic, s.KVFP8, s.QuantizeFP8 = o.Deterministic, o.KVDType == kvFP8, o.Quantization == "fp8"
 	s.MoE.Uniform = o.SimulateUniformExperts
 	if err := checkMixture(b.device, s); err != nil {
 		return fmt.Errorf("%s: %w", cfg.Architecture, err)
 	}
-	s.Deterministic, s.KVFP8 = o.Deterministic, o.KVDType == kvFP8
 	s.Page, s.MaxContext, s.MaxPages = o.PageSize, o.MaxContext, (o.MaxContext+o.PageSize-1)/o.PageSize
 	s.MaxVerify, s.MaxRows = o.MaxVerify, bucketFor(max(o.MaxRows, o.MaxVerify))
 	s.MaxTokens = pad(max(o.MaxTokens, s.MaxRows), tokenPad)
@@ -185,6 +185,9 @@ func (b *Backend) open(cfg *model.Config, w *weights.Store, o backend.Options, s
 		return err
 	}
 	s.Dequantised = s.dequantised(layers)
+	if err := s.roomForFP8(b.device, layers); err != nil {
+		return err
+	}
 	workPlaces := workArena(b.device, s, &b.buffers)
 	free, total, err := b.context.Memory()
 	if err != nil {

@@ -30,8 +30,8 @@ func TestParamsMirrorKernels(t *testing.T) {
 		mirror any
 		fields string
 	}{
-		{s.qkv(1).op(d, linearParams{}), "Params", linearParams{}, "w x gamma bias y logits x_row slot position slot_param best tokens"},
-		{s.qkv(8).op(d, linearParams{}), "Params", linearParams{}, "w x gamma bias y logits x_row slot position slot_param best tokens"},
+		{s.qkv(1).op(d, linearParams{}), "Params", linearParams{}, "w x gamma bias y logits x_row slot position slot_param best row_scale tokens"},
+		{s.qkv(8).op(d, linearParams{}), "Params", linearParams{}, "w x gamma bias y logits x_row slot position slot_param best row_scale tokens"},
 		{attnDecodeOp(d, s, b, w, 0, 1), "Params", attnDecodeParams{}, "qkv kv out qnorm knorm rope row_slot row_ctx page_table part arrived scale to_k to_v of_v"},
 		{attnPrefill90Op(s, b, w, 0, 0, 1, 1), "Params", attnPrefill90Params{}, "q kv out row_slot row_pos row_len row_start page_table pages scale of_v first_row"},
 		{attnPrefillOp(testDevices["sm_80"], s, b, w, 0, 0, 1, 1), "Params", attnPrefillParams{}, "qkv kv out row_slot row_pos row_len row_start page_table scale of_v first_row"},
@@ -42,6 +42,9 @@ func TestParamsMirrorKernels(t *testing.T) {
 		{rmsnormOp(d, s, b, 0, 1), "Params", rmsnormParams{}, "x gamma y rows"},
 		{ropeKVOp(d, s, b, w, 0, 0, 1), "Params", ropeKVParams{}, "qkv kv qnorm knorm rope tok_pos tok_slot page_table first to_k to_v"},
 		{siluMulOp(d, s, b, 1), "Params", siluMulParams{}, "gu act"},
+		{fp8QuantizeOp(b, quantizePlain, 0, 0, 1, s.Hidden), "Params", fp8QuantizeParams{}, "x gamma y scale"},
+		{fp8DequantOp(d, weight{}, 64, 64, 0), "Params", fp8DequantParams{}, "w scale out"},
+		{fp8FillOp(d, fp8FillParams{}, &weights.Tensor{Shape: []int{8, 16}}), "FP8FillParams", fp8FillParams{}, "dst count row seed step inverse constant interleave"},
 		{sampleFastOp(d, s, b, 1), "Params", sampleFastParams{}, "best sample_slot slot_token ring rows ctas"},
 		{sampleFastOp(d, s, b, 1), "Ring", ringParams{}, "entries size step"},
 		{sampleFastOp(d, s, b, 1), "Sampled", sampled{}, "token logprob flags"},

@@ -11,7 +11,8 @@ import "github.com/tokamak-engine/tokamak/engine/cuda/driver"
 type product struct {
 	linear
 	w                 weight
-	x, gamma, bias, y ptr // gamma [k] is norm's, bias [n] epilogueBias's
+	x, gamma, bias, y ptr  // gamma [k] is norm's, bias [n] epilogueBias's
+	swiglu            bool // x is gate and up, interleaved: fp8 alone
 }
 
 // qkv lists what makes qkv of the residual stream.
@@ -29,8 +30,12 @@ func (p *planner) mlp(st stepShape, l layerWeights) []node {
 	if p.shape.MoE.Experts > 0 {
 		return p.moe(st, l)
 	}
-	gateUp := p.product(product{linear: p.shape.gateUp(st.tokens), w: l.WGU, x: p.buffers.X, gamma: l.Norm2, y: p.buffers.Act})
-	return append(gateUp, p.product(product{linear: p.shape.down(st.tokens), w: l.WDown, x: p.buffers.Act, y: p.buffers.X})...)
+	gateUp := product{linear: p.shape.gateUp(st.tokens), w: l.WGU, x: p.buffers.X, gamma: l.Norm2, y: p.buffers.Act}
+	down := product{linear: p.shape.down(st.tokens), w: l.WDown, x: p.buffers.Act, y: p.buffers.X}
+	if p.quantizesSwiGLU(gateUp, down) {
+		gateUp.y, gateUp.end, down.x, down.swiglu = p.buffers.GU, epilogueStore, p.buffers.GU, true
+	}
+	return append(p.product(gateUp), p.product(down)...)
 }
 
 // head lists what makes logits of the sampling rows, or, unless full, only the best token that each CTA saw. It tells whether there are logits.
@@ -54,10 +59,14 @@ func (p *planner) headLogits(m int) []node {
 
 // product lists what runs g.
 func (p *planner) product(g product) []node {
-	if g.w.Format == formatInt4 {
+	switch g.w.Format {
+	case formatFP8:
+		return p.productFP8(g)
+	case formatInt4:
 		return p.productInt4(g)
+	default:
+		return p.productBF16(g)
 	}
-	return p.productBF16(g)
 }
 
 // productBF16: up to gemvRows tokens go to the streaming kernels, which norm x on the way; some more to gemm_sm90; the rest to cuBLASLt.
@@ -102,14 +111,20 @@ func (p *planner) blas(g driver.GEMM) []node {
 	if !p.shape.Deterministic {
 		return []node{{gemm: &g}}
 	}
-	out := ptr(bf16Bytes)
+	in, out := ptr(bf16Bytes), ptr(bf16Bytes)
 	if g.F32 {
 		out = 4
+	}
+	if g.FP8 {
+		in = 1
 	}
 	var nodes []node
 	for at := 0; at < g.M; at += deterministicRows {
 		piece := g
-		piece.M, piece.X, piece.Y = deterministicRows, g.X+ptr(at*g.K*bf16Bytes), g.Y+ptr(at*g.N)*out
+		piece.M, piece.X, piece.Y = deterministicRows, g.X+ptr(at*g.K)*in, g.Y+ptr(at*g.N)*out
+		if g.FP8 {
+			piece.XScale += ptr(at * 4)
+		}
 		nodes = append(nodes, node{gemm: &piece})
 	}
 	return nodes

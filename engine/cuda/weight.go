@@ -13,7 +13,7 @@ type format int
 
 const (
 	formatBF16 format = iota
-	formatFP8         // e4m3; scales f32 [out]
+	formatFP8         // fp8.go
 	formatInt4        // w4.go
 )
 
@@ -26,11 +26,24 @@ type weight struct {
 
 // formatOf decides how tensors that form one matrix lie on the device, and the size of a group: all the same way, and as bf16 where they
 // differ.
-func formatOf(tensors []*weights.Tensor) (f format, group int) {
+func formatOf(tensors []*weights.Tensor, s shape) (f format, group int) {
+	if fp8Takes(tensors, s.QuantizeFP8) {
+		return formatFP8, 0
+	}
 	if group, ok := int4Group(tensors); ok {
 		return formatInt4, group
 	}
 	return formatBF16, 0
+}
+
+// eachMatrix calls f with each weight of the layers and the product it is for.
+func (s shape) eachMatrix(layers []layerWeights, f func(w weight, l linear)) {
+	for _, y := range layers {
+		f(y.WQKV, s.qkv(1))
+		f(y.WO, s.o(1))
+		f(y.WGU, s.gateUp(1))
+		f(y.WDown, s.down(1))
+	}
 }
 
 // array is one of those that a weight is made of. Each row of a tensor gives it rowBytes bytes.
@@ -45,10 +58,14 @@ type array struct {
 
 // arrays lists what a weight of so many columns is made of. A new format adds a case here, in [formatOf] and in [planner.product].
 func (w *weight) arrays(cols int) []array {
-	if w.Format == formatInt4 {
+	switch w.Format {
+	case formatFP8:
+		return w.fp8Arrays(cols)
+	case formatInt4:
 		return w.int4Arrays(cols)
+	default:
+		return []array{bf16Array(&w.Data, cols)}
 	}
-	return []array{bf16Array(&w.Data, cols)}
 }
 
 func bf16Array(to *ptr, cols int) array { return array{to, cols * bf16Bytes, encodeBF16, fillOp} }

@@ -42,6 +42,7 @@ DEVICE u32 mul_bf16x2(u32 a, u32 b) {  // a*b - 0: one rounding, and it exists o
 	asm("fma.rn.bf16x2 %0, %1, %2, %3;" : "=r"(d) : "r"(a), "r"(b), "r"(0x80008000u));
 	return d;
 }
+DEVICE uint4 mul_bf16x8(uint4 a, uint4 b) { return make_uint4(mul_bf16x2(a.x, b.x), mul_bf16x2(a.y, b.y), mul_bf16x2(a.z, b.z), mul_bf16x2(a.w, b.w)); }
 
 // ---- f16 and fp8 ----
 DEVICE u32 pack_f16(float lo, float hi) {
@@ -76,6 +77,18 @@ DEVICE e4m3 to_e4m3(float v) {
 	// Below 2^-6 values lie 2^-9 apart; above, three bits of the fraction stay, and the exponent's bias shrinks by 120.
 	const u32 rounded = a < 0x1p-6f ? (u32)__float2int_rn(a * 512.f) : ((bits + 0x7FFFF + (bits >> 20 & 1)) >> 20) - (120 << 3);
 	return e4m3{(u8)(sign | rounded)};
+#endif
+}
+
+// pack_e4m3 makes a word of four, the first in the lowest byte.
+DEVICE u32 pack_e4m3(float a, float b, float c, float d) {
+#if ARCH >= 890
+	u16 lo, hi;
+	asm("cvt.rn.satfinite.e4m3x2.f32 %0, %1, %2;" : "=h"(lo) : "f"(b), "f"(a));
+	asm("cvt.rn.satfinite.e4m3x2.f32 %0, %1, %2;" : "=h"(hi) : "f"(d), "f"(c));
+	return lo | (u32)hi << 16;
+#else
+	return to_e4m3(a).bits | (u32)to_e4m3(b).bits << 8 | (u32)to_e4m3(c).bits << 16 | (u32)to_e4m3(d).bits << 24;
 #endif
 }
 

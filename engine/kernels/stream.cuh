@@ -14,6 +14,7 @@ struct Params {
 	const i32* position;  // HEAD_FAST [M]
 	const SlotParams* slot_param;
 	Candidate* best;      // HEAD_FAST [M, CTAs]
+	const float* row_scale;  // FP8 [N]
 	i32 tokens;           // at most M
 	i32 pad;
 };

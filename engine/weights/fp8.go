@@ -49,11 +49,11 @@ func QuantizeF8E4M3(dst []byte, row []float32) (scale float32) {
 	return scale
 }
 
-// F8E4M3 returns t quantised at load, a scale for each row, in memory of its own. Tensors that are quantised already stay as they are. A
-// dummy stays one, whose values E4M3 and a power of two hold exactly.
+// F8E4M3 returns t quantised at load, a scale for each row, in memory of its own. What has scales already stays as it is (GGUF's blocks do not:
+// they are decoded first). A dummy stays one, whose values E4M3 and a power of two hold exactly.
 func (t *Tensor) F8E4M3() *Tensor {
 	switch {
-	case t.Quant != nil || t.DType.BlockElements() > 1:
+	case t.Quant != nil:
 		return t
 	case t.Dummy != nil:
 		d := *t.Dummy

@@ -11,8 +11,9 @@ package driver
 // cublasLt.h is not needed to build: these are the few declarations of its stable C interface that are used here.
 typedef struct { uint64_t data[8]; } ltAlgo;
 typedef struct { ltAlgo algo; size_t workspace; int state; float waves; int reserved[4]; } ltHeuristic;
-enum { COMPUTE_32F = 68, TYPE_32F = 0, TYPE_16BF = 14, OP_T = 1,
-       DESC_TRANSA = 3, DESC_EPILOGUE = 7, DESC_BIAS_POINTER = 8, PREF_MAX_WORKSPACE = 1, EPILOGUE_BIAS = 4 };
+enum { COMPUTE_32F = 68, TYPE_32F = 0, TYPE_16BF = 14, TYPE_8F_E4M3 = 28, OP_T = 1,
+       DESC_TRANSA = 3, DESC_EPILOGUE = 7, DESC_BIAS_POINTER = 8, DESC_A_SCALE_POINTER = 17, DESC_B_SCALE_POINTER = 18, DESC_FAST_ACCUM = 25,
+       DESC_A_SCALE_MODE = 31, DESC_B_SCALE_MODE = 32, SCALE_OUTER_VEC_32F = 3, PREF_MAX_WORKSPACE = 1, EPILOGUE_BIAS = 4 };
 
 static struct {
 	int (*create)(void **);
@@ -48,7 +49,12 @@ static int ltCreate(void **handle) { return lt.create(handle); }
 static size_t ltVersion(void) { return lt.version(); }
 static const char *ltStatus(int s) { return lt.status(s); }
 
-typedef struct { void *desc, *w, *x, *y; ltHeuristic choice; float beta; } gemm;
+typedef struct { void *desc, *w, *x, *y; ltHeuristic choice; float beta; int fp8; } gemm;
+static int setInt(void *desc, int attribute, int value) { return lt.descSet(desc, attribute, &value, sizeof value); }
+static int setScales(gemm *g, uintptr_t w, uintptr_t x) {
+	int s = lt.descSet(g->desc, DESC_A_SCALE_POINTER, &w, sizeof w);
+	return s ? s : lt.descSet(g->desc, DESC_B_SCALE_POINTER, &x, sizeof x);
+}
 
 static void gemmFree(gemm *g) {
 	if (g->desc) lt.descDestroy(g->desc);
@@ -58,17 +64,22 @@ static void gemmFree(gemm *g) {
 	free(g);
 }
 // gemmNew plans y[m,n] = x[m,k] * w[n,k]^T (+ bias[n]) (+ y), all row-major. To cuBLAS, which counts by columns, that is
-// y'[n,m] = w'^T x' with w' [k,n] and x' [k,m].
-static int gemmNew(void *handle, gemm **out, int m, int n, int k, int f32out, uintptr_t bias, int accumulate, size_t workspace) {
+// y'[n,m] = w'^T x' with w' [k,n] and x' [k,m]. With fp8, w and x are e4m3 with an f32 scale for each row, and sums are the matrix units' own
+// ("fast"), as everybody takes them.
+static int gemmNew(void *handle, gemm **out, int m, int n, int k, int f32out, uintptr_t bias, int accumulate, int fp8, size_t workspace) {
 	gemm *g = calloc(1, sizeof *g);
 	void *pref = NULL;
-	int op = OP_T, epilogue = EPILOGUE_BIAS, type = f32out ? TYPE_32F : TYPE_16BF, found = 0;
+	int epilogue = EPILOGUE_BIAS, in = fp8 ? TYPE_8F_E4M3 : TYPE_16BF, type = f32out ? TYPE_32F : TYPE_16BF, found = 0;
 	int s = lt.descCreate(&g->desc, COMPUTE_32F, TYPE_32F);
-	if (!s) s = lt.descSet(g->desc, DESC_TRANSA, &op, sizeof op);
+	if (!s) s = setInt(g->desc, DESC_TRANSA, OP_T);
+	if (!s && fp8) s = lt.descSet(g->desc, DESC_FAST_ACCUM, &(signed char){1}, 1);
+	if (!s && fp8) s = setInt(g->desc, DESC_A_SCALE_MODE, SCALE_OUTER_VEC_32F);
+	if (!s && fp8) s = setInt(g->desc, DESC_B_SCALE_MODE, SCALE_OUTER_VEC_32F);
+	if (!s && fp8) s = setScales(g, 16, 16); // the choice of an algorithm looks at their alignment
 	if (!s && bias) s = lt.descSet(g->desc, DESC_EPILOGUE, &epilogue, sizeof epilogue);
 	if (!s && bias) s = lt.descSet(g->desc, DESC_BIAS_POINTER, &bias, sizeof bias);
-	if (!s) s = lt.layoutCreate(&g->w, TYPE_16BF, k, n, k);
-	if (!s) s = lt.layoutCreate(&g->x, TYPE_16BF, k, m, k);
+	if (!s) s = lt.layoutCreate(&g->w, in, k, n, k);
+	if (!s) s = lt.layoutCreate(&g->x, in, k, m, k);
 	if (!s) s = lt.layoutCreate(&g->y, type, n, m, n);
 	if (!s) s = lt.prefCreate(&pref);
 	if (!s) s = lt.prefSet(pref, PREF_MAX_WORKSPACE, &workspace, sizeof workspace);
@@ -119,8 +130,8 @@ type BlasLt struct {
 }
 
 type gemmKey struct {
-	m, n, k               int
-	f32, bias, accumulate bool
+	m, n, k                    int
+	f32, bias, accumulate, fp8 bool
 }
 
 type gemmPlan struct {
@@ -145,13 +156,28 @@ func ltCheck(op string, status C.int) error {
 	return fmt.Errorf("%s: %s (%d)", op, C.GoString(C.ltStatus(status)), int(status))
 }
 
-// GEMM is one product: Y[M,N] = X[M,K] W[N,K]ᵀ, row-major, X and W bf16, sums in fp32.
+// GEMM is one product: Y[M,N] = X[M,K] W[N,K]ᵀ, row-major, X and W bf16 or e4m3, sums in fp32.
 type GEMM struct {
 	M, N, K    int
 	W, X, Y    Ptr
 	F32        bool // Y is fp32, else bf16
 	Bias       Ptr  // bf16 [N], added to each row; 0: none
 	Accumulate bool // Y += instead of =
+	// FP8 says that X and W are e4m3, with scales for their rows, f32 [M] and [N]. It takes compute capability 9.0, a library of at least
+	// MinBlasLtFP8, and N and K that are multiples of 16.
+	FP8            bool
+	WScale, XScale Ptr
+}
+
+// MinBlasLtFP8 is the first version that scales rows: 12.9.
+const MinBlasLtFP8 = 120900
+
+// BlasLtVersion is that of the library which OpenBlasLt opens, 10000*major + 100*minor + patch.
+func BlasLtVersion() (int, error) {
+	if _, err := openBlasLt(); err != nil {
+		return 0, err
+	}
+	return int(C.ltVersion()), nil
 }
 
 // Plan chooses the algorithm for p's shape, once a shape.
@@ -161,14 +187,14 @@ func (b *BlasLt) Plan(p GEMM) error {
 }
 
 func (b *BlasLt) plan(p GEMM) (*gemmPlan, error) {
-	key := gemmKey{p.M, p.N, p.K, p.F32, p.Bias != 0, p.Accumulate}
+	key := gemmKey{p.M, p.N, p.K, p.F32, p.Bias != 0, p.Accumulate, p.FP8}
 	if plan := b.plans[key]; plan != nil {
 		return plan, nil
 	}
 	plan := &gemmPlan{bias: p.Bias}
-	status := C.gemmNew(b.handle, &plan.g, C.int(p.M), C.int(p.N), C.int(p.K), cBool(p.F32), C.uintptr_t(p.Bias), cBool(p.Accumulate), C.size_t(b.workspaceBytes))
+	status := C.gemmNew(b.handle, &plan.g, C.int(p.M), C.int(p.N), C.int(p.K), cBool(p.F32), C.uintptr_t(p.Bias), cBool(p.Accumulate), cBool(p.FP8), C.size_t(b.workspaceBytes))
 	if status != 0 {
-		return nil, ltCheck(fmt.Sprintf("cublasLt heuristics for M=%d N=%d K=%d", p.M, p.N, p.K), status)
+		return nil, ltCheck(fmt.Sprintf("cublasLt heuristics for M=%d N=%d K=%d fp8=%v", p.M, p.N, p.K, p.FP8), status)
 	}
 	b.plans[key] = plan
 	return plan, nil
@@ -185,6 +211,11 @@ func (b *BlasLt) Run(p GEMM, s Stream) error {
 			return ltCheck("cublasLtMatmulDescSetAttribute", status)
 		}
 		plan.bias = p.Bias
+	}
+	if p.FP8 {
+		if status := C.setScales(plan.g, C.uintptr_t(p.WScale), C.uintptr_t(p.XScale)); status != 0 {
+			return ltCheck("cublasLtMatmulDescSetAttribute", status)
+		}
 	}
 	status := C.gemmRun(b.handle, plan.g, C.uintptr_t(p.W), C.uintptr_t(p.X), C.uintptr_t(p.Y), C.uintptr_t(b.workspace), C.size_t(b.workspaceBytes), s.raw())
 	if status != 0 {

@@ -181,9 +181,14 @@ type moeGateUpParams struct {
 // moeGateUpOp: act[pair] = weight * silu(gate) * up.
 func moeGateUpOp(d device, s shape, b *buffers, l layerWeights, m int) op {
 	blocks := 1
-	if s.MoE.Inter%16 == 0 {
+	if s.MoE.Inter%(8*moeBlocks) == 0 {
 		blocks = moeBlocks
 	}
+	return moeGateUpBlocks(d, s, b, l, m, blocks)
+}
+
+// moeGateUpBlocks is moeGateUpOp with blocks of 16 rows that a CTA works on at once.
+func moeGateUpBlocks(d device, s shape, b *buffers, l layerWeights, m, blocks int) op {
 	tiles, units := ceilDiv(m, 8), ceilDiv(s.MoE.Inter, 8*blocks)
 	smem := 2*moeThreads/32*blocks*tiles*16*8*4 + int(routingBytes(s.MoE)) + m*(s.Hidden+32)*bf16Bytes + 64 // struct Shared of moe_gate_up.cu
 	p := moeGateUpParams{W: l.WGU.Data, XN: b.XN, Routing: b.MoE.Routing, Act: b.Act, Tokens: int32(m)}

@@ -247,9 +247,15 @@ func TestSlowReaderIsCutOff(t *testing.T) {
 // A client that reads, but more slowly than its tokens come, is cut off with a reason once it has fallen too far behind. A
 // machine that is slow itself is no reason: then the writes take no time.
 func TestLaggingReaderIsToldWhy(t *testing.T) {
-	body := `{"text":"a","stream":true,"stream_mode":"delta","sampling_params":{"max_new_tokens":2000}}`
 	for _, pause := range []time.Duration{0, 20 * time.Millisecond} {
+		tokens := 2000
+		if pause > 0 {
+			tokens = 1_000_000 // more than are made before it is cut off
+		}
+		body := fmt.Sprintf(`{"text":"a","stream":true,"stream_mode":"delta","sampling_params":{"max_new_tokens":%d}}`, tokens)
 		f := newFake()
+		made := 0
+		f.step = func(context.Context, engine.Request, int) error { made++; return nil }
 		began := time.Now().Add(-time.Second)
 		if pause > 0 {
 			began = time.Now()
@@ -263,6 +269,7 @@ func TestLaggingReaderIsToldWhy(t *testing.T) {
 		assert.True(t, strings.HasSuffix(w.Body.String(), "data: [DONE]\n\n"))
 		assert.Equal(t, pause > 0, outcome(s, metrics.OutcomeSlowReader))
 		assert.Zero(t, f.running.Load())
+		assert.Equal(t, pause > 0, made < tokens, "the generation ends with its reader: %d tokens made", made)
 	}
 }
 

@@ -70,8 +70,6 @@ func choose(devices []driver.Device, driverVersion int, compiler *driver.Compile
 func checkModel(c *model.Config) error {
 	var problem string
 	switch {
-	case c.NumExperts > 0:
-		problem = "mixture-of-experts layers"
 	case c.HiddenSize%8 != 0 || c.IntermediateSize%8 != 0:
 		problem = fmt.Sprintf("hidden size %d and intermediate size %d (multiples of 8 are)", c.HiddenSize, c.IntermediateSize)
 	case c.HeadDim%16 != 0 || c.HeadDim > 128:

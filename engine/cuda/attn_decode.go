@@ -35,8 +35,10 @@ func attnSplits(d device, s shape, rows int) int {
 	return max(1, min(attnMaxSplits, attnDecodeCTAs*d.SMs/(rows*s.KVHeads)))
 }
 
-// attnScratchBytes is the room for attn_decode's counters and partial results.
-func attnScratchBytes(d device, s shape) int64 { return attnCounterBytes(s) + attnPartBytes(d, s) }
+// attnScratchBytes is the room for attn_decode's counters and partial results, or gemm_sm90's sums of squares.
+func attnScratchBytes(d device, s shape) int64 {
+	return attnCounterBytes(s) + max(attnPartBytes(d, s), gemmSquaresBytes(d))
+}
 
 func attnCounterBytes(s shape) int64 { return int64(pad(bucketFor(s.MaxRows)*s.KVHeads*4, 256)) }
 

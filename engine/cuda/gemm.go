@@ -3,77 +3,207 @@
 package cuda
 
 import (
+	"cmp"
 	"fmt"
+	"slices"
+	"strings"
 
 	"github.com/tokamak-engine/tokamak/engine/cuda/driver"
 )
 
-// gemm_sm90: the products of 17 to 256 tokens on the warpgroup matrix units of sm_90a.
+// gemm_sm90: the products of 17 to 128 tokens on the warpgroup matrix units of sm_90a.
 
 const (
-	gemmTokens     = 256 // the most tokens it takes
-	gemmPays       = 48  // the most tokens for which it beats cuBLASLt: docs/perf-log.md
-	gemmHeadTokens = 128 // the most rows whose tokens the head chooses in its epilogue
-	gemmRows       = 128 // rows of W of a tile
+	gemmTokens     = 128 // the most tokens it takes
+	gemmPays       = 16 // the most tokens for which it beats cuBLASLt: docs/perf-log.md
 	gemmStep       = 64  // columns of a stage
-	gemmThreads    = 288
-	gemmStageBytes = 204 << 10 // of shared memory
+	gemmThreads    = 320
+	gemmStageBytes = 208 << 10 // of shared memory
 )
+
+// gemmAhead is how much of the next product's weight each CTA pulls into L2 when it has nothing left to load for itself, bytes.
+var gemmAhead = 128 << 10
 
 // gemmParams mirrors Params of gemm_sm90.cu.
 type gemmParams struct {
-	W, X                                                            driver.TensorMap
-	Bias, Y, Logits, Slot, Position, SlotParam, Best, Part, Arrived ptr
-	Tokens                                                          int32
-	_                                                               [13]int32
+	W, X, Next                                       driver.TensorMap
+	Bias, Y, Logits, Slot, Position, SlotParam, Best ptr
+	Gamma, Scaled, Squares, RMSOf                    ptr
+	Tokens, Parts                                    int32
+	Ahead                                            gemmAheadParams
+	_                                                [3]int32
 }
+
+type gemmAheadParams struct{ Rows, Split, Steps, CTAs, Most int32 }
+
+// gemmTile is how gemm_sm90 cuts a product: rows of W of a tile, CTAs that share a tile's K (a cluster), the tokens it has room for, stages.
+type gemmTile struct{ rows, split, tokens, stages int }
 
 // fitsGEMM tells whether gemm_sm90 can take the product.
 func (l linear) fitsGEMM(d device) bool {
-	return d.SM == 90 && l.m <= gemmTokens && l.n%8 == 0 && l.k%8 == 0 && ceilDiv(l.n, gemmRows) <= gemmMaxTiles
+	return d.SM == 90 && l.m <= gemmTokens && l.n%8 == 0 && l.k%8 == 0
 }
 
-// gemmMaxTiles is the number of counters for tiles that CTAs share.
-const gemmMaxTiles = 4096
-
-// gemmScratch is where sums of shared tiles and their counters lie: behind attention's counters and over its partial results, which no
-// kernel needs at the same time.
-func gemmScratch(s shape, b *buffers) (arrived, part ptr) {
-	return b.AttnScratch + ptr(attnCounterBytes(s)), b.AttnScratch + ptr(attnCounterBytes(s)+gemmCounterBytes)
-}
-
-const gemmCounterBytes = 4 * gemmMaxTiles
-
-// gemmPartBytes is the room for sums of shared tiles: two a CTA.
-func gemmPartBytes(d device, s shape) int64 {
-	if d.SM != 90 {
-		return 0
+// gemmTiles lists every tile that the product may be cut into.
+func (l linear) gemmTiles(d device) []gemmTile {
+	t := gemmTile{tokens: 32}
+	for t.tokens < l.m { // few classes, as each is a compilation; what is past m costs no memory traffic
+		t.tokens *= 2
 	}
-	return int64(d.SMs) * 2 * gemmRows * int64(min(gemmTokens, s.tokenRows())) * 4
-}
-
-// op90 is the product on gemm_sm90: x is normed already.
-func (l linear) op90(d device, s shape, b *buffers, w, x ptr, p gemmParams) op {
-	tokens := gemmTokens
-	for _, class := range []int{32, 64, 96, 128, 192} { // few, as each is a compilation; what is past m costs no memory traffic
-		if l.m <= class {
-			tokens = class
-			break
+	step := 32 // two warpgroups with blocks of 16 rows
+	if t.tokens > 64 {
+		step = 16
+	}
+	var tiles []gemmTile
+	for _, t.split = range []int{1, 2, 4} {
+		if t.split > 1 && (l.end == epilogueHeadFast || l.end == epilogueHeadLogits) {
+			break // it is large, and its epilogue sees whole sums
+		}
+		most := 256
+		if t.tokens > 64 { // registers
+			switch {
+			case l.end == epilogueHeadFast:
+				most = 192
+			case l.end == epilogueResidual && t.split == 1:
+				most = 160
+			case l.end == epilogueResidual:
+				most = 224
+			}
+		}
+		for t.rows = 32; t.rows <= most; t.rows += step {
+			stage := (t.rows + t.tokens) * gemmStep * bf16Bytes
+			t.stages = min(gemmStageBytes/stage, 16)
+			if t.split > 1 && (t.ctas(l, d) > gemmCTAs(d, t.split) || ceilDiv(l.k, gemmStep) < t.split || t.sums(l) > t.stages*stage) {
+				continue
+			}
+			tiles = append(tiles, t)
 		}
 	}
-	stage := (gemmRows + tokens) * gemmStep * bf16Bytes
-	stages := min(gemmStageBytes/stage, 16)
-	p.W, p.X, p.Tokens = tensorMap(w, l.n, l.k, gemmRows), tensorMap(x, l.m, l.k, tokens), int32(l.m)
-	p.Arrived, p.Part = gemmScratch(s, b)
-	smem := stages*stage + 16*stages + tokens*(2*4*8+16) + 16
-	return op{Name: l.name, PDL: true, Params: paramBytes(&p), Grid: [3]int{l.gemmCTAs(d), 1, 1}, Block: gemmThreads, Smem: pad(smem, 1024),
-		Unit:  unit{"gemm_sm90.cu", "gemm_sm90", fmt.Sprintf("EPILOGUE=%d K=%d M=%d N=%d NORM=0 STAGES=%d TOKENS=%d", l.end, l.k, tokens, l.n, stages, tokens)},
-		Bytes: int64(l.n)*int64(l.k)*bf16Bytes + int64(l.m)*int64(l.k+l.outputs())*bf16Bytes, FLOPs: 2 * int64(l.m) * int64(l.n) * int64(l.k)}
+	return tiles
 }
 
-// gemmCTAs is one CTA an SM, each with at least one stage of one tile.
-func (l linear) gemmCTAs(d device) int {
-	return min(d.SMs, ceilDiv(l.n, gemmRows)*ceilDiv(l.k, gemmStep))
+// gemmCTAs is how many CTAs surely run at once in clusters of split: GPCs differ in size, and the SMs that are left over in each stay idle.
+func gemmCTAs(d device, split int) int {
+	if split <= 2 {
+		return d.SMs / split * split
+	}
+	return d.SMs * 10 / 11 / split * split
+}
+
+// ctas is the grid. A cluster has one tile; without clusters a CTA has as many as it takes.
+func (t gemmTile) ctas(l linear, d device) int {
+	if t.split == 1 {
+		return min(d.SMs, ceilDiv(l.n, t.rows))
+	}
+	return ceilDiv(l.n, t.rows) * t.split
+}
+
+// sums is the room for what the CTAs of a cluster give each other, bytes.
+func (t gemmTile) sums(l linear) int {
+	units, blocks := t.rows/8, 1
+	if t.tokens <= 64 {
+		units /= 2
+	}
+	if l.end == epilogueSwiGLU {
+		units, blocks = units/2, 2
+	}
+	return t.split * ceilDiv(units, t.split) * blocks * 256 * 16
+}
+
+// cost estimates the product's time in nanoseconds on an H100: memory's share is the same for all tiles, so what counts is what one CTA
+// pulls from L2, where that is slower, and the exchange between CTAs.
+func (t gemmTile) cost(l linear, d device) float64 {
+	const memory, l2, exchange = 3100, 40, 40 // bytes/ns: the device's, an SM's, between SMs
+	rounds := 1
+	if t.split == 1 {
+		rounds = ceilDiv(ceilDiv(l.n, t.rows), d.SMs)
+	}
+	steps := ceilDiv(ceilDiv(l.k, gemmStep), t.split) * rounds
+	cta := float64(steps*(t.rows+t.tokens)*gemmStep*bf16Bytes) / l2
+	all := float64(l.n*l.k*bf16Bytes) / memory
+	tail := 0.
+	if t.split > 1 {
+		tail = 1000 + float64(t.sums(l))/exchange
+	}
+	return max(cta, all) + cta/20 + tail
+}
+
+// gemmTile is the tile of least cost.
+func (l linear) gemmTile(d device) gemmTile {
+	return slices.MinFunc(l.gemmTiles(d), func(a, b gemmTile) int { return cmp.Compare(a.cost(l, d), b.cost(l, d)) })
+}
+
+// gemmCall is one launch of gemm_sm90.
+type gemmCall struct {
+	linear
+	tile   gemmTile
+	device device
+	gamma  ptr // where norm is set
+	params gemmParams
+}
+
+// call90 is the product of x, normed already, on gemm_sm90.
+func (l linear) call90(d device, t gemmTile, w, x ptr, p gemmParams) *gemmCall {
+	p.W, p.X, p.Tokens = tensorMap(w, l.n, l.k, t.rows), tensorMap(x, l.m, l.k, t.tokens), int32(l.m)
+	return &gemmCall{linear: l, tile: t, device: d, params: p}
+}
+
+// before has the call pull the first tiles of next's weight into L2 when it has asked for the last of its own.
+func (c *gemmCall) before(next *gemmCall) {
+	c.params.Next = next.params.W
+	c.params.Ahead = gemmAheadParams{Rows: int32(next.tile.rows), Split: int32(next.tile.split), Steps: int32(ceilDiv(next.k, gemmStep)), CTAs: int32(next.tile.ctas(next.linear, c.device)),
+		Most: int32(gemmAhead / (next.tile.rows * gemmStep * bf16Bytes))}
+}
+
+// norms takes the RMSNorm between c, whose outputs it is of, and next into both: next's x is c's outputs times gamma, in scaled.
+func (c *gemmCall) norms(next *gemmCall, scaled, squares ptr) {
+	c.params.Gamma, c.params.Scaled, c.params.Squares = next.gamma, scaled, squares
+	next.params.RMSOf, next.params.Parts = squares, int32(c.tile.ctas(c.linear, c.device))
+}
+
+// linkGEMMs makes kernels of the calls of gemm_sm90: each loads the next one's weight ahead, and a norm between two of them is no kernel.
+func (p *planner) linkGEMMs(nodes []node) []node {
+	out := make([]node, 0, len(nodes))
+	for i := 0; i < len(nodes); i++ {
+		out = append(out, nodes[i])
+		if i+2 >= len(nodes) || nodes[i+1].op == nil || nodes[i+1].op.Name != "rmsnorm" {
+			continue
+		}
+		if c, after := nodes[i].own, nodes[i+2].own; c != nil && after != nil && c.end == epilogueResidual && (after.end == epilogueStore || after.end == epilogueBias || after.end == epilogueSwiGLU) {
+			c.norms(after, p.buffers.XN, p.buffers.AttnScratch+ptr(attnCounterBytes(p.shape)))
+			i++
+		}
+	}
+	var next *gemmCall
+	for i := len(out) - 1; i >= 0; i-- {
+		n := &out[i]
+		if n.own == nil {
+			continue
+		}
+		if next != nil {
+			n.own.before(next)
+		}
+		o := n.own.op()
+		n.op, next = &o, n.own
+	}
+	return out
+}
+
+// gemmSquaresBytes is the room for squares between two products. They lie over attention's partial results, which no kernel needs
+// at the same time.
+func gemmSquaresBytes(d device) int64 { return int64(d.SMs) * gemmTokens * 4 }
+
+func (c *gemmCall) op() op {
+	l, t := c.linear, c.tile
+	smem := t.stages*((t.rows+t.tokens)*gemmStep*bf16Bytes+16) + 64*(8+4) + t.tokens*4
+	cluster := 0
+	if t.split > 1 {
+		cluster = t.split
+	}
+	return op{Name: l.name, PDL: true, Params: paramBytes(&c.params), Grid: [3]int{t.ctas(l, c.device), 1, 1}, Block: gemmThreads, Smem: pad(smem, 1024), Cluster: cluster,
+		Unit: unit{"gemm_sm90.cu", "gemm_sm90", fmt.Sprintf("EPILOGUE=%d K=%d M=%d N=%d NORM=0 ROWS=%d SPLIT=%d STAGES=%d TOKENS=%d", l.end, l.k, t.tokens, l.n, t.rows, t.split,
+			t.stages, t.tokens)},
+		Bytes: int64(l.n)*int64(l.k)*bf16Bytes + int64(l.m)*int64(l.k+l.outputs())*bf16Bytes, FLOPs: 2 * int64(l.m) * int64(l.n) * int64(l.k)}
 }
 
 // tensorMap describes a matrix of rows x cols to the tensor copies, which take boxRows x 64 at a time. A plan made without memory, for its
@@ -116,11 +246,9 @@ func (s shape) fitsGEMM(d device, m int) bool {
 	return s.qkv(m).fitsGEMM(d) && s.o(m).fitsGEMM(d) && s.gateUp(m).fitsGEMM(d) && s.down(m).fitsGEMM(d) && (linear{m: m, n: s.Vocab, k: s.Hidden}).fitsGEMM(d)
 }
 
-// gemmHeadOp: the LM head over the normed rows xs: logits if full, else only the best token that each CTA saw.
-func gemmHeadOp(d device, s shape, b *buffers, samples int, full bool) op {
-	l := linear{name: "gemm_head", m: samples, n: s.Vocab, k: s.Hidden, end: epilogueHeadFast}
-	if full {
-		l.name, l.end = "gemm_head_logits", epilogueHeadLogits
-	}
-	return l.op90(d, s, b, b.Head.Data, b.XS, gemmParams{Logits: b.Logits, Slot: b.SampleSlot, Position: b.SamplePos, SlotParam: b.SlotParam, Best: b.HeadScratch})
+// gemmHead is the LM head over the normed rows xs: logits if full, else only the best token that each CTA saw.
+func gemmHead(d device, s shape, b *buffers, samples int, full bool) *gemmCall {
+	l := headLinear(s, samples, full)
+	l.name = "gemm" + strings.TrimPrefix(l.name, "gemv")
+	return l.call90(d, l.gemmTile(d), b.Head.Data, b.XS, gemmParams{Logits: b.Logits, Slot: b.SampleSlot, Position: b.SamplePos, SlotParam: b.SlotParam, Best: b.HeadScratch})
 }

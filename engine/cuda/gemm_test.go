@@ -4,37 +4,54 @@ package cuda
 
 import (
 	"fmt"
+	"slices"
 	"testing"
 
 	"github.com/stretchr/testify/require"
 
-	"github.com/tokamak-engine/tokamak/engine/backend"
 	"github.com/tokamak-engine/tokamak/engine/cpu"
-	"github.com/tokamak-engine/tokamak/engine/weights"
 )
 
-// TestGEMM holds gemm_sm90 against exact arithmetic: every epilogue, numbers of tokens at edges, tiles that many CTAs share and CTAs that have
-// many tiles, rows of W that do not fill a tile and columns that do not fill a stage.
+// TestGEMM holds gemm_sm90 against exact arithmetic: every epilogue, numbers of tokens at edges, one to four CTAs of a cluster, CTAs that have
+// many tiles, rows of W that do not fill a tile and columns that do not fill a stage. Tiles without rows are what the engine would choose.
 func TestGEMM(t *testing.T) {
 	s := testShapes()["llama-1b"]
 	if r := newRig(t, s); r.device.SM != 90 {
 		t.Skipf("%s has no warpgroup matrix units of sm_90a", r.device.Name)
 	}
 	ends := map[string]epilogue{"store": epilogueStore, "bias": epilogueBias, "residual": epilogueResidual, "swiglu": epilogueSwiGLU, "logits": epilogueHeadLogits}
-	for _, c := range []struct {
-		end     string
-		m, n, k int
-	}{
-		{"store", 17, 3072, 576}, {"store", 50, 1000, 1000}, {"store", 32, 192, 1024}, {"bias", 33, 1152, 896}, {"bias", 100, 640, 2048}, {"residual", 64, 2048, 512}, {"residual", 65, 576, 1536},
-		{"residual", 128, 384, 4096}, {"residual", 200, 512, 512}, {"residual", 256, 256, 2048}, {"swiglu", 20, 3072, 576}, {"swiglu", 96, 1024, 512},
-		{"swiglu", 129, 2048, 256}, {"swiglu", 250, 512, 576}, {"logits", 31, 20480, 128}, {"logits", 192, 832, 320}, {"logits", 256, 17408, 64},
-	} {
-		t.Run(fmt.Sprintf("%s/m=%d/n=%d/k=%d", c.end, c.m, c.n, c.k), func(t *testing.T) {
+	type product struct {
+		end         string
+		m, n, k     int
+		rows, split int
+	}
+	cases := []product{
+		{"store", 17, 3072, 576, 0, 0}, {"store", 50, 1000, 1000, 0, 0}, {"store", 32, 192, 1024, 32, 2}, {"bias", 33, 1152, 896, 0, 0}, {"bias", 100, 640, 2048, 48, 4}, {"residual", 64, 2048, 512, 0, 0},
+		{"residual", 65, 576, 1536, 0, 0}, {"residual", 128, 384, 4096, 0, 0}, {"residual", 20, 4104, 328, 160, 4}, {"residual", 90, 1000, 648, 144, 4}, {"residual", 47, 1000, 648, 96, 2},
+		{"residual", 31, 264, 200, 64, 4}, {"residual", 111, 6144, 200, 32, 1}, {"swiglu", 20, 3072, 576, 0, 0}, {"swiglu", 96, 1024, 512, 0, 0}, {"swiglu", 128, 2048, 256, 80, 2}, {"swiglu", 40, 2048, 264, 96, 4},
+		{"swiglu", 24, 8192, 264, 32, 1}, {"swiglu", 127, 10240, 72, 256, 1}, {"logits", 31, 20480, 128, 0, 0}, {"logits", 100, 832, 320, 0, 0}, {"logits", 128, 17408, 64, 112, 1},
+	}
+	cut := func(c product, d device) (linear, gemmTile) {
+		l := linear{name: "gemm", m: c.m, n: c.n, k: c.k, end: ends[c.end]}
+		if c.rows == 0 {
+			return l, l.gemmTile(d)
+		}
+		i := slices.IndexFunc(l.gemmTiles(d), func(t gemmTile) bool { return t.rows == c.rows && t.split == c.split })
+		require.GreaterOrEqual(t, i, 0, "no such tile: %+v", c)
+		return l, l.gemmTiles(d)[i]
+	}
+	var ops []op
+	for _, c := range cases {
+		l, tile := cut(c, testDevices["sm_90"])
+		ops = append(ops, l.call90(testDevices["sm_90"], tile, 0, 0, gemmParams{}).op())
+	}
+	newRig(t, s).prepare(ops...)
+	for _, c := range cases {
+		t.Run(fmt.Sprintf("%s/m=%d/n=%d/k=%d/rows=%d/split=%d", c.end, c.m, c.n, c.k, c.rows, c.split), func(t *testing.T) {
 			r := newRig(t, s)
-			scratch := put(r, make([]byte, attnScratchBytes(r.device, r.shape)))
 			end := ends[c.end]
 			p := newProduct(r, c.m, c.n, c.k, false)
-			l := linear{name: "gemm", m: c.m, n: c.n, k: c.k, end: end}
+			l, tile := cut(c, r.device)
 			guard := 8 // tokens past the last one: nothing may be written there
 			before := []float32(nil)
 			params := gemmParams{}
@@ -52,8 +69,9 @@ func TestGEMM(t *testing.T) {
 					params.Bias = r.putBF16(before)
 				}
 			}
-			b := &buffers{AttnScratch: scratch}
-			o := l.op90(r.device, r.shape, b, r.putBF16(p.w), r.putBF16(p.x), params)
+			call := l.call90(r.device, tile, r.putBF16(p.w), r.putBF16(p.x), params)
+			call.before(call) // loading ahead changes nothing
+			o := call.op()
 			r.run(o)
 			exact, plain := p.finish(end, before)
 			var got []float32
@@ -64,9 +82,6 @@ func TestGEMM(t *testing.T) {
 				got = r.getBF16(params.Y, out)
 			}
 			requireClose(t, exact, plain, got, "gemm")
-			for _, count := range get[uint32](r, scratch+ptr(attnCounterBytes(r.shape)), gemmMaxTiles) {
-				require.Zero(t, count, "a counter is left")
-			}
 			if end != epilogueResidual { // once more: the same bits, and the guard is untouched
 				r.run(o)
 				if end == epilogueHeadLogits {
@@ -81,6 +96,54 @@ func TestGEMM(t *testing.T) {
 					}
 				}
 			}
+		})
+	}
+}
+
+// TestGEMMNorm holds the RMSNorm that two products split between them: the first adds to the residual stream, the second takes its norm.
+func TestGEMMNorm(t *testing.T) {
+	s := testShapes()["llama-1b"]
+	r := newRig(t, s)
+	if r.device.SM != 90 {
+		t.Skipf("%s has no warpgroup matrix units of sm_90a", r.device.Name)
+	}
+	pick := func(l linear, rows, split int) gemmTile {
+		for _, tile := range l.gemmTiles(r.device) {
+			if tile.rows == rows && tile.split == split {
+				return tile
+			}
+		}
+		t.Fatalf("no tile of %d rows and %d parts for %+v", rows, split, l)
+		return gemmTile{}
+	}
+	for _, c := range []struct {
+		m, n, k, out  int
+		end           epilogue
+		first, second [2]int // rows and split
+	}{
+		{17, 576, 1536, 1152, epilogueStore, [2]int{32, 2}, [2]int{96, 4}}, {40, 4104, 264, 320, epilogueBias, [2]int{160, 4}, [2]int{32, 1}},
+		{100, 1000, 328, 640, epilogueSwiGLU, [2]int{48, 4}, [2]int{80, 2}}, {32, 8456, 72, 512, epilogueSwiGLU, [2]int{32, 1}, [2]int{64, 1}},
+		{128, 1600, 512, 4304, epilogueStore, [2]int{80, 4}, [2]int{32, 1}},
+	} {
+		t.Run(fmt.Sprintf("m=%d/n=%d", c.m, c.n), func(t *testing.T) {
+			r := newRig(t, s)
+			p, q := newProduct(r, c.m, c.n, c.k, false), newProduct(r, c.m, c.out, c.n, true)
+			l1, l2 := linear{name: "o", m: c.m, n: c.n, k: c.k, end: epilogueResidual}, linear{name: "gate_up", m: c.m, n: c.out, k: c.n, norm: true, end: c.end}
+			before, bias := r.normal(c.m*c.n, 1), r.normal(c.out, 1)
+			x, scaled, squares := r.putBF16(before), r.room(c.m*c.n*bf16Bytes), r.room(int(gemmSquaresBytes(r.device)))
+			y := r.room(c.m * l2.outputs() * bf16Bytes)
+			first := l1.call90(r.device, pick(l1, c.first[0], c.first[1]), r.putBF16(p.w), r.putBF16(p.x), gemmParams{Y: x})
+			second := l2.call90(r.device, pick(l2, c.second[0], c.second[1]), r.putBF16(q.w), scaled, gemmParams{Y: y, Bias: r.putBF16(bias)})
+			second.gamma = r.putBF16(q.gamma)
+			first.norms(second, scaled, squares)
+			r.prepare(first.op(), second.op())
+			r.run(first.op(), second.op())
+			q.x = r.getBF16(x, c.m*c.n)
+			exact, plain := p.finish(epilogueResidual, before)
+			requireClose(t, exact, plain, q.x, "residual stream")
+			q.multiply(r, true)
+			exact, plain = q.finish(c.end, bias)
+			requireClose(t, exact, plain, r.getBF16(y, c.m*l2.outputs()), "product of the norm")
 		})
 	}
 }
@@ -105,7 +168,7 @@ func TestGEMMHead(t *testing.T) {
 		b := &buffers{Head: weight{Data: r.putBF16(p.w)}, XS: r.putBF16(p.x), SampleSlot: put(r, slots), SamplePos: put(r, positions), SlotParam: put(r, params), Logits: r.room(4 * m * s.Vocab),
 			HeadScratch: r.room(int(headScratchBytes(r.device, s))), SlotToken: r.room(4 * s.MaxRows), Step: put(r, []uint64{6}), Ring: r.room(ringEntries * newRingLayout(s).size),
 			AttnScratch: put(r, make([]byte, attnScratchBytes(r.device, s)))}
-		r.run(gemmHeadOp(r.device, s, b, m, true), gemmHeadOp(r.device, s, b, m, false), sampleFastOp(r.device, s, b, m))
+		r.run(gemmHead(r.device, s, b, m, true).op(), gemmHead(r.device, s, b, m, false).op(), sampleFastOp(r.device, s, b, m))
 		logits := get[float32](r, b.Logits, m*s.Vocab)
 		requireClose(t, p.exact, p.plain, logits, "logits")
 		for i, v := range get[sampled](r, b.Ring+ptr(6%ringEntries*newRingLayout(s).size), m) {
@@ -124,18 +187,29 @@ func TestGEMMHead(t *testing.T) {
 	}
 }
 
-// BenchmarkDecodeBatches times decode steps of the batches that gemm_sm90 takes, with it and with cuBLASLt, in turn on the same card.
-func BenchmarkDecodeBatches(b *testing.B) {
-	for _, name := range []string{"llama-8b"} {
-		cfg := benchModels()[name]
-		for _, blas := range []bool{false, true} {
-			be, err := openWith(cfg, weights.NewDummy(cfg), backend.Options{MaxRows: 256, MaxTokens: 2048, MaxContext: 4096, MemFraction: 0.85}, settings{blasOnly: blas})
-			require.NoError(b, err)
-			for _, c := range []struct{ rows, in int }{{24, 512}, {32, 512}, {48, 512}} {
-				fmt.Printf("cuBLASLt=%v ", blas)
-				decodeCase(b, be, name, c.rows, c.in)
+// TestGEMMTiles holds what gemm_sm90 asks of a tile, for every product of every model.
+func TestGEMMTiles(t *testing.T) {
+	d := testDevices["sm_90"]
+	for name, s := range testShapes() {
+		for _, m := range []int{17, 32, 33, 64, 65, 128} {
+			for _, l := range []linear{s.qkv(m), s.o(m), s.gateUp(m), s.down(m), headLinear(s, m, false), headLinear(s, m, true)} {
+				if !l.fitsGEMM(d) {
+					continue
+				}
+				chosen := l.gemmTile(d)
+				t.Logf("%s %s m=%d: %+v, %d CTAs", name, l.name, m, chosen, chosen.ctas(l, d))
+				for _, tile := range l.gemmTiles(d) {
+					o := l.call90(d, tile, 0, 0, gemmParams{}).op()
+					require.LessOrEqual(t, o.Smem, d.MaxSmem, "%+v", tile)
+					require.GreaterOrEqual(t, tile.stages, 3, "%+v", tile)
+					require.GreaterOrEqual(t, tile.tokens, m)
+					require.Zero(t, o.Grid[0]%tile.split)
+					if tile.split > 1 {
+						require.GreaterOrEqual(t, o.Grid[0]/tile.split*tile.rows, l.n, "a cluster has one tile")
+						require.LessOrEqual(t, o.Grid[0], d.SMs)
+					}
+				}
 			}
-			require.NoError(b, be.Close())
 		}
 	}
 }

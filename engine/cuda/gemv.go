@@ -186,13 +186,14 @@ func gemvHeadOp(d device, s shape, b *buffers, samples int, full bool) op {
 
 // headScratchBytes is the room for the head's candidates: {f32 score, u32 token} [rows, CTAs].
 func headScratchBytes(d device, _ shape) int64 {
-	return max(int64(gemvRows)*int64(2*d.SMs), int64(gemmHeadTokens)*int64(d.SMs)) * 8
+	return max(int64(gemvRows)*int64(2*d.SMs), int64(gemmTokens)*int64(d.SMs)) * 8
 }
 
 // headCTAs is the number of candidates of each row.
 func headCTAs(d device, s shape, samples int) int {
 	if samples > gemvRows {
-		return linear{n: s.Vocab, k: s.Hidden}.gemmCTAs(d)
+		l := headLinear(s, samples, false)
+		return l.gemmTile(d).ctas(l, d)
 	}
 	return headLinear(s, samples, false).grid(d)
 }

@@ -39,9 +39,16 @@ func productWith(r *rig, m, n, k int, w []float32, norm bool) *exactProduct {
 	for i := range p.x {
 		p.x[i] = toBF16(p.x[i])
 	}
-	plainW := make([]float32, len(w))
-	for i := range w {
-		plainW[i] = toBF16(w[i])
+	p.multiply(r, norm)
+	return p
+}
+
+// multiply makes exact and plain of x, w and gamma.
+func (p *exactProduct) multiply(r *rig, norm bool) {
+	m, n, k := p.m, p.n, p.k
+	plainW := make([]float32, len(p.w))
+	for i, v := range p.w {
+		plainW[i] = toBF16(v)
 	}
 	p.exact, p.plain = make([]float32, m*n), make([]float32, m*n)
 	exactX, plainX := make([]float32, k), make([]float32, k)
@@ -66,7 +73,6 @@ func productWith(r *rig, m, n, k int, w []float32, norm bool) *exactProduct {
 	for i := range p.plain {
 		p.plain[i] = toBF16(p.plain[i])
 	}
-	return p
 }
 
 // finish applies an epilogue to exact and plain results; before holds what a residual adds to, or one bias a column.

@@ -35,6 +35,7 @@ type node struct {
 	op   *op
 	gemm *driver.GEMM
 	hook func() error
+	own  *gemmCall // what op is made of in the end, if it is gemm_sm90: step needs to know the one that follows
 	// layer counts from 1; 0 is outside of the layers.
 	layer int
 }
@@ -101,6 +102,7 @@ func (p *planner) step(st stepShape, h hooks) []node {
 		nodes = append(nodes, node{hook: h.beforeHead})
 	}
 	nodes = append(nodes, p.sample(st, h)...)
+	nodes = p.linkGEMMs(nodes)
 	for i := range nodes {
 		// A kernel may overlap the end of the one before it, but not a library's, whose kernels know nothing of it.
 		if o := nodes[i].op; o != nil && (i == 0 || nodes[i-1].op == nil || p.noPDL) {

@@ -47,7 +47,7 @@ func (p *planner) head(st stepShape) (nodes []node, full bool) {
 	case st.samples <= gemvRows && !s.Deterministic:
 		return nodesOf(gemvHeadOp(d, s, b, st.samples, st.full)), st.full
 	case p.ownGEMM(st.samples):
-		return nodesOf(gatherNormOp(d, s, b, st.samples), gemmHeadOp(d, s, b, st.samples, st.full)), st.full
+		return append(nodesOf(gatherNormOp(d, s, b, st.samples)), node{own: gemmHead(d, s, b, st.samples, st.full)}), st.full
 	}
 	return append(nodesOf(gatherNormOp(d, s, b, st.samples)), p.headLogits(st.samples)...), true
 }
@@ -82,7 +82,9 @@ func (p *planner) productBF16(g product) []node {
 	}
 	if p.ownGEMM(g.m) {
 		g.name = "gemm_" + g.name
-		return append(nodes, nodesOf(g.op90(d, s, b, g.w.Data, g.x, gemmParams{Bias: g.bias, Y: g.y}))...)
+		call := g.call90(d, g.gemmTile(d), g.w.Data, g.x, gemmParams{Bias: g.bias, Y: g.y})
+		call.gamma = g.gamma
+		return append(nodes, node{own: call})
 	}
 	return append(nodes, p.productBLAS(g)...)
 }

@@ -3,8 +3,10 @@
 package cuda
 
 import (
+	"maps"
 	"math"
 	"math/rand/v2"
+	"os"
 	"runtime"
 	"slices"
 	"strings"
@@ -115,6 +117,32 @@ func (r *rig) normal(n int, deviation float64) []float32 {
 	return out
 }
 
+// prepare compiles what the ops need on every processor, through the cache of the environment if there is one.
+func (r *rig) prepare(ops ...op) {
+	r.Helper()
+	c := newCompiler(r.device, r.shape, nil)
+	if os.Getenv("TOKAMAK_CACHE_DIR") != "" {
+		c.cache = openCache("")
+	}
+	seen := map[unit]bool{}
+	for _, o := range ops {
+		seen[o.Unit] = true
+	}
+	units := slices.Collect(maps.Keys(seen))
+	code, err := c.all(units, nil)
+	require.NoError(r, err)
+	for _, u := range units {
+		m, err := driver.LoadModule(code[u])
+		require.NoError(r, err, u)
+		f, err := m.Function(u.Symbol)
+		require.NoError(r, err)
+		rigKernels.functions[r.key(u)] = f
+	}
+}
+
+// key names a compiled unit among rigKernels.
+func (r *rig) key(u unit) string { return strings.Join(r.compiler.options(u), " ") + u.String() }
+
 // run launches ops one behind the other and waits.
 func (r *rig) run(ops ...op) {
 	r.Helper()
@@ -125,7 +153,7 @@ func (r *rig) run(ops ...op) {
 func (r *rig) enqueue(ops ...op) {
 	r.Helper()
 	for _, o := range ops {
-		key := strings.Join(r.compiler.options(o.Unit), " ") + o.Unit.String()
+		key := r.key(o.Unit)
 		f := rigKernels.functions[key]
 		if f == nil {
 			code, err := r.compiler.cubin(o.Unit)

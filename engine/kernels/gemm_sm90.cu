@@ -1,214 +1,347 @@
-// gemm_sm90: y[m] = epilogue(x[m] W^T) for M = 17..256 tokens: tensor copies (TMA) feed warpgroup products (wgmma), and every SM gets the
-// same share of the work.
+// gemm_sm90: y[m] = epilogue(x[m] W^T) for M = 17..128 tokens: tensor copies (TMA) feed warpgroup products (wgmma).
 //
-// Shapes: W [N, K] bf16 row-major, x [M, K] (TOKENS rows of it are read), y [M, N]. Grid: 1 CTA an SM, 288 threads: two warpgroups that
-// multiply, 64 rows of W each, and one warp that copies; shared memory: STAGES of (128 rows of W + TOKENS of x) x 64 columns.
-// Bytes: 2NK + 2M(K+N), and x again for each 128 rows, from L2; FLOPs 2MNK. Bound by memory up to about 128 tokens.
-// Rows of W are the M of wgmma, tokens its N: so few tokens waste nothing. Tiles (128 rows) times steps (64 columns) form one
-// sequence that is cut into equal runs, one for each CTA ("stream-K", arXiv:2301.03598): no shape leaves SMs idle. A tile that several
-// CTAs share is summed by the last of them to arrive, in the order of columns: the same bits every time.
-// W for the first stages is asked for before the wait on the previous kernel. One CTA fills an SM, so that grids stay balanced.
+// Shapes: W [N, K] bf16 row-major, x [M, K], y [M, N]. A CTA makes ROWS outputs of all tokens, over 1/SPLIT of K. Grid: CTAs of one tile
+// are neighbours and a cluster; without SPLIT a CTA takes several tiles if there are more than CTAs. 288 threads: two warpgroups that
+// multiply and one warp that copies. Tokens are the M of wgmma (64 a warpgroup; up to 64 tokens the warpgroups share them and
+// halve the rows of W), rows of W its N, in steps of 16: so a tile may be cut to fill the device in one wave.
+// Shared memory: STAGES of (TOKENS of x + ROWS of W) x 64 columns. x of 32 tokens takes 32 rows of it: the product reads 32 more, of W,
+// into rows of D that nobody looks at.
+// Bytes: 2NK + 2M(K+N), and x again for each tile, from L2; FLOPs 2MNK. Bound by memory up to about 128 tokens.
+//
+// What decides its speed is how little of the time memory idles between kernels: W for all stages is asked for before the wait on the
+// previous kernel, and when its own last load has left, a CTA pulls what its successor will ask for first into L2. Sums of
+// SPLIT CTAs meet in the shared memory of the cluster, each CTA finishing a part of the columns, in the order of K: the same bits always.
+// Tried before: equal runs of (tiles x steps) for every SM ("stream-K"), sums through L2: the tail of each kernel was longer than
+// what balance gained (docs/perf-log.md).
 #include "linear.cuh"
 #include "wgmma.cuh"
 
-#if !defined(TOKENS) || !defined(STAGES)
-#error "TOKENS that a tile has room for: 32, 64, 96, 128, 192 or 256; STAGES"
+#if !defined(TOKENS) || !defined(ROWS) || !defined(SPLIT) || !defined(STAGES)
+#error "TOKENS that a tile has room for: 32, 64 or 128; ROWS of W; SPLIT of K: 1, 2 or 4; STAGES"
 #endif
-#define THREADS 288
-constexpr int ROWS = 128, STEP = 64;
-constexpr int KB = ceil_div(K, STEP);     // steps of a tile
+#define THREADS 320
+constexpr int STEP = 64;                              // columns of a stage
+constexpr int STEPS = ceil_div(K, STEP);
 constexpr int TILES = ceil_div(N, ROWS);
-constexpr u32 STAGE_BYTES = (ROWS + TOKENS) * STEP * 2;
+constexpr int GROUPS_M = TOKENS > 64 ? 2 : 1;         // warpgroups along tokens; the other way they share W's rows
+constexpr int COLUMNS = ROWS / (2 / GROUPS_M);        // outputs of a warpgroup
+constexpr int BLOCKS = EPILOGUE == SWIGLU ? 2 : 1;    // blocks of 8 columns that are finished together
+constexpr int UNITS = COLUMNS / 8 / BLOCKS;
+constexpr int SHARE = ceil_div(UNITS, SPLIT);         // units that a CTA of a cluster finishes, at most
 constexpr int OUTPUTS = EPILOGUE == SWIGLU ? N / 2 : N;
-static_assert(!NORM, "x is normed before");
+constexpr bool SCALES = EPILOGUE == STORE || EPILOGUE == STORE_BIAS || EPILOGUE == SWIGLU;  // x may be a norm's input
+static_assert(!NORM, "what norms is a run-time matter: squares");
+static_assert(COLUMNS % 16 == 0, "a warpgroup multiplies 16 rows of W at least, and gate and up stay together");
 
 struct alignas(128) TensorMap { u64 words[16]; };
 
+// Ahead is the next product's weight, as its CTAs will ask for it.
+struct Ahead {
+	i32 rows, split, steps;  // as ROWS, SPLIT, STEPS
+	i32 ctas;                // 0: nothing to load ahead
+	i32 most;                // steps to load for each CTA
+};
+
 struct Params {
-	TensorMap w, x;       // boxes of 128 and TOKENS rows x 64 columns
-	const bf16* bias;     // [N], STORE_BIAS
+	TensorMap w, x, next;  // boxes of ROWS, TOKENS and next_rows rows x 64 columns
+	const bf16* bias;      // [N], STORE_BIAS
 	bf16* y;
-	float* logits;        // [M, N], HEAD_LOGITS
-	const i32* slot;      // HEAD_FAST [M]
+	float* logits;         // [M, N], HEAD_LOGITS
+	const i32* slot;       // HEAD_FAST [M]
 	const i32* position;
 	const SlotParams* slot_param;
-	Candidate* best;      // HEAD_FAST [M, CTAs]
-	float4* part;         // [CTAs, 2, TOKENS/8, 256]: sums of tiles that are shared
-	u32* arrived;         // [TILES], 0 before and after
-	i32 tokens;           // M
-	i32 pad[13];
+	Candidate* best;       // HEAD_FAST [M, CTAs]
+	// RMSNorm between two products is split between them, so that it costs no kernel: the first (RESIDUAL) stores gamma * y beside y, and
+	// each CTA's sums of y's squares; the second multiplies its outputs by 1 / rms(y).
+	const bf16* gamma;     // RESIDUAL, [N], or null: then nothing of the next three lines
+	bf16* scaled;          // [M, N]
+	float* squares;        // [CTAs, TOKENS]
+	const float* rms_of;   // SCALES: the first product's squares, or null: x is normed
+	i32 tokens;            // M
+	i32 parts;             // CTAs of the first product
+	Ahead ahead;
+	i32 pad[3];
 };
 
-struct Stage { bf16 w[ROWS][STEP], x[TOKENS][STEP]; };
+struct Stage { bf16 x[TOKENS][STEP], w[ROWS][STEP]; };
 struct Shared {
-	Stage stage[STAGES];
+	Stage stage[STAGES];  // after the last product: sums of the cluster's CTAs
 	u64 full[STAGES], empty[STAGES];
-	Candidate best[2][4][TOKENS];  // a warp's, HEAD_FAST
-	Draw draw[TOKENS];
-	u32 arrived;
+	Candidate best[64];   // the second warpgroup's, HEAD_FAST
+	float squares[64];    // the second warpgroup's, RESIDUAL
+	float scale[TOKENS];  // SCALES
 };
+static_assert(SPLIT == 1 || (size_t)SPLIT * SHARE * BLOCKS * 256 * 16 <= sizeof(Stage) * STAGES, "sums do not fit the stages");
 
 #if ARCH >= 900 && defined(__CUDA_ARCH_FEAT_SM90_ALL)
-// Share is a CTA's run of steps.
-DEVICE i64 share_begin(int cta) { return (i64)TILES * KB * cta / gridDim.x; }
-DEVICE int share_of(i64 step) { return (int)(((step + 1) * gridDim.x - 1) / ((i64)TILES * KB)); }  // the CTA whose run holds step
+// Walk steps through a CTA's tiles and its part of K.
+struct Walk {
+	int tile, step, begin, end;
+	DEVICE Walk() : tile(blockIdx.x / SPLIT), begin(STEPS * (blockIdx.x % SPLIT) / SPLIT), end(STEPS * (blockIdx.x % SPLIT + 1) / SPLIT) { step = begin; }
+	DEVICE void next() {
+		if (++step < end) return;
+		step = begin;
+		tile += gridDim.x / SPLIT;
+	}
+	DEVICE bool more() const { return tile < TILES; }
+};
+
+DEVICE void load_ahead(const Params& p) {
+	const Ahead& a = p.ahead;
+	const int cta = blockIdx.x;
+	if (cta >= a.ctas) return;
+	const u64 keep = policy_evict_last();
+	const int begin = a.steps * (cta % a.split) / a.split, end = min(begin + a.most, a.steps * (cta % a.split + 1) / a.split);
+	for (int i = begin; i < end; i++) tensor_prefetch(&p.next, i * STEP, cta / a.split * a.rows, keep);
+}
 
 DEVICE void copy(const Params& p, Shared& sh) {
 	const u64 keep = policy_evict_last(), once = policy_evict_first();
-	const i64 begin = share_begin(blockIdx.x);
-	const int steps = (int)(share_begin(blockIdx.x + 1) - begin);
+	Walk w, x;
 	tensor_prefetch_map(&p.w);
 	tensor_prefetch_map(&p.x);
-	auto load_w = [&](int i) {
-		const int s = i % STAGES;
-		mbarrier_expect(&sh.full[s], STAGE_BYTES);
-		tensor_load(sh.stage[s].w, &p.w, (int)((begin + i) % KB) * STEP, (int)((begin + i) / KB) * ROWS, &sh.full[s], once);
+	auto load_w = [&](int s) {
+		mbarrier_expect(&sh.full[s], sizeof(Stage));
+		tensor_load(sh.stage[s].w, &p.w, w.step * STEP, w.tile * ROWS, &sh.full[s], once);
+		w.next();
 	};
-	auto load_x = [&](int i) {
-		const int s = i % STAGES;
-		tensor_load(sh.stage[s].x, &p.x, (int)((begin + i) % KB) * STEP, 0, &sh.full[s], keep);
+	auto load_x = [&](int s) {
+		tensor_load(sh.stage[s].x, &p.x, x.step * STEP, 0, &sh.full[s], keep);
+		x.next();
 	};
-	for (int i = 0; i < min(steps, STAGES); i++) load_w(i);
+	for (int s = 0; s < STAGES && w.more(); s++) load_w(s);
+	const bool all = !w.more();  // nothing else to ask for while the previous kernel ends
+	if (all) load_ahead(p);
 	PDL_WAIT();
-	for (int i = 0; i < min(steps, STAGES); i++) load_x(i);
-	for (int i = STAGES; i < steps; i++) {
-		mbarrier_wait(&sh.empty[i % STAGES], (i / STAGES - 1) & 1);
-		load_w(i);
-		load_x(i);
+	for (int s = 0; s < STAGES && x.more(); s++) load_x(s);
+	u32 round = 0;
+	for (int s = 0; w.more();) {
+		mbarrier_wait(&sh.empty[s], round & 1);
+		load_w(s);
+		load_x(s);
+		if (++s == STAGES) s = 0, round++;
 	}
+	if (!all) load_ahead(p);
 }
 
-// Lane 4g+t and its neighbour 4(g^1)+t hold rows g and g^1 of the same two tokens; swap gives each lane both rows of one token: an even
-// lane group keeps the first token, an odd one the second. The result is (row g & ~1, row g | 1).
-DEVICE float2 swap(float first, float second, bool odd) {
-	const float got = __shfl_xor_sync(~0u, odd ? first : second, 4);
-	return odd ? make_float2(got, second) : make_float2(first, got);
-}
-
-// store_pair finishes outputs o and o + 1 of token m.
-DEVICE void store_pair(const Params& p, int m, int o, float2 v) {
-	if (m >= p.tokens || o >= N) return;
-	if constexpr (EPILOGUE == HEAD_LOGITS) {
-		p.logits[(size_t)m * N + o] = v.x;
-		if (o + 1 < N) p.logits[(size_t)m * N + o + 1] = v.y;
-	} else {
-		u32* to = reinterpret_cast<u32*>(p.y + (size_t)m * N + o);
-		u32 add = 0;
-		if (EPILOGUE == STORE_BIAS) add = *reinterpret_cast<const u32*>(p.bias + o);
-		if (EPILOGUE == RESIDUAL) add = ld4_l2(to);  // not from L1: another SM wrote it, and this kernel may have begun before that
-		*to = pack_bf16(v.x + bf16_lo(add), v.y + bf16_hi(add));
-	}
-}
-
-DEVICE void finish(const Params& p, Shared& sh, int tile, const float (&d)[TOKENS / 2]) {
-	const int lane = threadIdx.x & 31, warp = threadIdx.x >> 5, g = lane >> 2, t = lane & 3;
-	const bool odd = g & 1;
-	const int row0 = tile * ROWS + warp * 16;  // warps 0..7 hold 16 rows each
-	if constexpr (EPILOGUE == HEAD_FAST) {
+// scales makes 1 / rms of every token, in one warp, while the others multiply.
+DEVICE void scales(const Params& p, Shared& sh) {
+	constexpr int LANES = TOKENS / 4, TOGETHER = 32 / LANES, BATCH = 8;
+	const int lane = threadIdx.x & 31, token = lane % LANES * 4;
+	PDL_WAIT();
+	float sum[4] = {};
+	if (p.rms_of != nullptr)
+		for (int first = lane / LANES; first < p.parts; first += TOGETHER * BATCH) {
+			uint4 v[BATCH];
 #pragma unroll
-		for (int j = 0; j < TOKENS / 8; j++)
-#pragma unroll
-			for (int c = 0; c < 2; c++) {
-				const int m = 8 * j + 2 * t + c;
-				Best best;
-				if (row0 + g < N) best.add(sh.draw[m], d[4 * j + c], row0 + g);
-				if (row0 + g + 8 < N) best.add(sh.draw[m], d[4 * j + 2 + c], row0 + g + 8);
-#pragma unroll
-				for (int o = 4; o < 32; o <<= 1) best.merge(Candidate{__shfl_xor_sync(~0u, best.score, o), __shfl_xor_sync(~0u, best.token, o)});
-				if (g == 0) {
-					Candidate& slot = sh.best[warp >> 2][warp & 3][m];
-					best.merge(slot);
-					slot = Candidate{best.score, best.token};
-				}
+			for (int i = 0; i < BATCH; i++) {
+				const int part = first + i * TOGETHER;
+				v[i] = part < p.parts ? ld16_l2(p.rms_of + part * TOKENS + token) : make_uint4(0, 0, 0, 0);
 			}
-	} else if constexpr (EPILOGUE == SWIGLU) {
-		const int o = row0 / 2 + (g & ~1);
 #pragma unroll
-		for (int j = 0; j < TOKENS / 8; j++) {
-			const int m = 8 * j + 2 * t + odd;
-			const float2 v = swap(swiglu(d[4 * j], d[4 * j + 2]), swiglu(d[4 * j + 1], d[4 * j + 3]), odd);
-			if (m < p.tokens && o < OUTPUTS) *reinterpret_cast<u32*>(p.y + (size_t)m * OUTPUTS + o) = pack_bf16(v.x, v.y);
+			for (int i = 0; i < BATCH; i++) {
+				sum[0] += __uint_as_float(v[i].x);
+				sum[1] += __uint_as_float(v[i].y);
+				sum[2] += __uint_as_float(v[i].z);
+				sum[3] += __uint_as_float(v[i].w);
+			}
 		}
-	} else {
 #pragma unroll
-		for (int i = 0; i < TOKENS / 4; i++) {
-			const int m = i / 2 * 8 + 2 * t + odd, o = row0 + i % 2 * 8 + (g & ~1);
-			store_pair(p, m, o, swap(d[2 * i], d[2 * i + 1], odd));
+	for (int i = 0; i < 4; i++) {
+#pragma unroll
+		for (int o = LANES; o < 32; o <<= 1) sum[i] += __shfl_xor_sync(~0u, sum[i], o);
+		if (lane < LANES) sh.scale[token + i] = p.rms_of != nullptr ? rsqrtf(sum[i] * (1.f / K) + RMS_EPS) : 1.f;
+	}
+	barrier_sync(2, 256 + 32);  // multiply's
+}
+
+// Added is what goes into a unit's outputs besides the product: of token m (first), token m + 8 (second).
+struct Added { u32 first, second, gamma; };
+// Both is a value of tokens m and m + 8.
+struct Both { float first, second; };
+
+DEVICE Added added(const Params& p, int m, int n) {
+	Added a{};
+	if (EPILOGUE == STORE_BIAS && n < N) a.first = a.second = ld4(p.bias + n);
+	if (EPILOGUE == RESIDUAL && p.gamma != nullptr && n < N) a.gamma = ld4(p.gamma + n);
+	if (EPILOGUE == RESIDUAL && n < N) {  // not from L1: another SM wrote it, and this kernel may have begun before that
+		if (m < p.tokens) a.first = ld4_l2(p.y + (size_t)m * N + n);
+		if (m + 8 < p.tokens) a.second = ld4_l2(p.y + (size_t)(m + 8) * N + n);
+	}
+	return a;
+}
+
+DEVICE float square(u32 pair) { return bf16_lo(pair) * bf16_lo(pair) + bf16_hi(pair) * bf16_hi(pair); }
+
+// finish stores outputs of rows n and n + 1 of W for tokens m (v.x, v.y) and m + 8 (v.z, v.w). SwiGLU: n is a gate, up its up. SCALES: both
+// is the tokens' scale; RESIDUAL: their squares are added to it.
+DEVICE void finish(const Params& p, int m, int n, float4 v, float4 up, Added a, Both& both) {
+	if (n >= N) return;
+	const bool first = m < p.tokens, second = m + 8 < p.tokens;
+	if constexpr (EPILOGUE == HEAD_LOGITS) {
+		if (first) *reinterpret_cast<float2*>(p.logits + (size_t)m * N + n) = make_float2(v.x, v.y);
+		if (second) *reinterpret_cast<float2*>(p.logits + (size_t)(m + 8) * N + n) = make_float2(v.z, v.w);
+	} else if constexpr (EPILOGUE == RESIDUAL) {
+		const u32 y[2] = {pack_bf16(v.x + bf16_lo(a.first), v.y + bf16_hi(a.first)), pack_bf16(v.z + bf16_lo(a.second), v.w + bf16_hi(a.second))};
+#pragma unroll
+		for (int i = 0; i < 2; i++) {
+			if (!(i ? second : first)) continue;
+			const size_t at = (size_t)(m + 8 * i) * N + n;
+			*reinterpret_cast<u32*>(p.y + at) = y[i];
+			if (p.gamma != nullptr) *reinterpret_cast<u32*>(p.scaled + at) = mul_bf16x2(y[i], a.gamma);
+		}
+		both.first += square(y[0]);
+		both.second += square(y[1]);
+	} else {
+		int o = n;
+		v = make_float4(v.x * both.first, v.y * both.first, v.z * both.second, v.w * both.second);
+		if constexpr (EPILOGUE == SWIGLU) {
+			o = (n >> 4) * 8 + (n & 7);
+			up = make_float4(up.x * both.first, up.y * both.first, up.z * both.second, up.w * both.second);
+			v = make_float4(swiglu(v.x, up.x), swiglu(v.y, up.y), swiglu(v.z, up.z), swiglu(v.w, up.w));
+		}
+		bf16* to = p.y + (size_t)m * OUTPUTS + o;
+		if (first) *reinterpret_cast<u32*>(to) = pack_bf16(v.x + bf16_lo(a.first), v.y + bf16_hi(a.first));
+		if (second) *reinterpret_cast<u32*>(to + 8 * (size_t)OUTPUTS) = pack_bf16(v.z + bf16_lo(a.second), v.w + bf16_hi(a.second));
+	}
+}
+
+DEVICE float4 four(const float* d) { return make_float4(d[0], d[1], d[2], d[3]); }
+
+// first_unit is the first of the units that a CTA of the cluster finishes.
+__host__ __device__ constexpr int first_unit(int rank) { return UNITS * rank / SPLIT; }
+
+// reduce adds the sums of the cluster's CTAs and finishes this one's units.
+DEVICE void reduce(const Params& p, Shared& sh, int m, int n, const float (&d)[COLUMNS / 2], Both& both) {
+	const int rank = blockIdx.x % SPLIT, first = first_unit(rank), count = first_unit(rank + 1) - first;
+	float4* sums = reinterpret_cast<float4*>(sh.stage);  // [SPLIT, SHARE, BLOCKS, 256]
+	const bool used = (m & ~15) < p.tokens;              // the same for a warp
+	Added a[SHARE];
+#pragma unroll
+	for (int i = 0; i < SHARE; i++)
+		if (i < count) a[i] = added(p, m, n + (first + i) * BLOCKS * 8);
+	cluster_sync();  // every CTA has multiplied: its stages are free
+	if (used) {
+#pragma unroll
+		for (int r = 0; r < SPLIT; r++) {
+			const u32 to = cluster_address(sums + rank * SHARE * BLOCKS * 256 + threadIdx.x, r);
+#pragma unroll
+			for (int u = first_unit(r); u < first_unit(r + 1); u++)
+#pragma unroll
+				for (int b = 0; b < BLOCKS; b++) st_cluster16(to + ((u - first_unit(r)) * BLOCKS + b) * 256 * 16, four(d + 4 * (u * BLOCKS + b)));
 		}
 	}
+	cluster_sync();
+	if (!used) return;
+#pragma unroll
+	for (int i = 0; i < SHARE; i++) {
+		if (i >= count) break;
+		float4 v[BLOCKS];
+#pragma unroll
+		for (int b = 0; b < BLOCKS; b++) {
+			v[b] = make_float4(0.f, 0.f, 0.f, 0.f);
+#pragma unroll
+			for (int s = 0; s < SPLIT; s++) {
+				const float4 part = sums[((s * SHARE + i) * BLOCKS + b) * 256 + threadIdx.x];
+				v[b] = make_float4(v[b].x + part.x, v[b].y + part.y, v[b].z + part.z, v[b].w + part.w);
+			}
+		}
+		finish(p, m, n + (first + i) * BLOCKS * 8, v[0], v[BLOCKS - 1], a[i], both);
+	}
+}
+
+// store_squares leaves the squares of this CTA's outputs, summed over the lanes and warpgroups that share tokens.
+DEVICE void store_squares(const Params& p, Shared& sh, int m, Both both) {
+	const bool shared = GROUPS_M == 1, leader = (threadIdx.x & 3) == 0;
+#pragma unroll
+	for (int o = 1; o < 4; o <<= 1) {
+		both.first += __shfl_xor_sync(~0u, both.first, o);
+		both.second += __shfl_xor_sync(~0u, both.second, o);
+	}
+	if (shared) {
+		if (threadIdx.x >= 128 && leader) sh.squares[m] = both.first, sh.squares[m + 8] = both.second;
+		barrier_sync(1, 256);
+		if (threadIdx.x >= 128) return;
+	}
+	if (!leader) return;
+	float* to = p.squares + blockIdx.x * TOKENS + m;
+	if (m < p.tokens) to[0] = both.first + (shared ? sh.squares[m] : 0.f);
+	if (m + 8 < p.tokens) to[8] = both.second + (shared ? sh.squares[m + 8] : 0.f);
 }
 
 DEVICE void multiply(const Params& p, Shared& sh) {
-	const int tid = threadIdx.x, group = tid >> 7;
-	const i64 begin = share_begin(blockIdx.x), end = share_begin(blockIdx.x + 1);
+	const int tid = threadIdx.x, lane = tid & 31, group = tid >> 7;
+	const int group_m = GROUPS_M == 2 ? group : 0, group_n = GROUPS_M == 2 ? 0 : group;
+	const int m = group_m * 64 + (tid >> 5 & 3) * 16 + (lane >> 2);  // this lane's tokens: m and m + 8
 	PDL_WAIT();
-	if (EPILOGUE == HEAD_FAST) {
-		for (int m = tid; m < TOKENS; m += 256) {
-			sh.draw[m] = m < p.tokens ? draw_of(p.slot_param, p.slot[m], p.position[m]) : Draw{0, 0.f, 0};
-			for (int i = 0; i < 8; i++) sh.best[i >> 2][i & 3][m] = Candidate{-__int_as_float(0x7F800000), ~NONFINITE};
-		}
-		barrier_sync(1, 256);
-	}
-	int i = 0;  // steps done
-	for (i64 at = begin; at < end;) {
-		const int tile = (int)(at / KB), from = (int)(at % KB), to = (int)min((i64)KB, from + end - at);
-		float d[TOKENS / 2];
-		for (int k = from; k < to; k++, i++) {
-			const int s = i % STAGES;
-			mbarrier_wait(&sh.full[s], i / STAGES & 1);
-			const u64 a = wgmma_tile(sh.stage[s].w[64 * group]), b = wgmma_tile(sh.stage[s].x);
+	Best best[2];
+	Draw draw[2] = {};
+	if (EPILOGUE == HEAD_FAST)
+		for (int i = 0; i < 2; i++)
+			if (m + 8 * i < p.tokens) draw[i] = draw_of(p.slot_param, p.slot[m + 8 * i], p.position[m + 8 * i]);
+	Both both{};
+	int s = 0;
+	u32 round = 0;
+	bool scaled = false;
+	for (Walk at; at.more();) {
+		const int n = at.tile * ROWS + group_n * COLUMNS + (lane & 3) * 2;  // this lane's columns: n and n + 1 of each 8
+		float d[COLUMNS / 2];
+		for (int step = at.begin; step < at.end; step++, at.next()) {
+			mbarrier_wait(&sh.full[s], round & 1);
+			const u64 a = wgmma_tile(sh.stage[s].x[64 * group_m]), b = wgmma_tile(sh.stage[s].w[COLUMNS * group_n]);
 			wgmma_fence();
 #pragma unroll
-			for (int j = 0; j < STEP / 16; j++) Wgmma<TOKENS>::product(d, a + 2 * j, b + 2 * j, j > 0 || k > from);
+			for (int j = 0; j < STEP / 16; j++) Wgmma<COLUMNS>::product(d, a + 2 * j, b + 2 * j, j > 0 || step > at.begin);
 			wgmma_commit();
-			if (k > from) {  // the step before is done: its stage may be filled again
+			if (step > at.begin) {  // the step before is done: its stage may be filled again
 				wgmma_wait<1>();
-				if ((tid & 127) == 0) mbarrier_arrive(&sh.empty[(i - 1) % STAGES]);
+				if ((tid & 127) == 0) mbarrier_arrive(&sh.empty[s == 0 ? STAGES - 1 : s - 1]);
 			}
+			if (++s == STAGES) s = 0, round++;
 		}
 		wgmma_wait<0>();
-		if ((tid & 127) == 0) mbarrier_arrive(&sh.empty[(i - 1) % STAGES]);
-		at += to - from;
-
-		const int first = share_of((i64)tile * KB), last = share_of((i64)tile * KB + KB - 1);
-		if (first == last) {
-			finish(p, sh, tile, d);
-			continue;
+		if (SCALES && !scaled) {
+			barrier_sync(2, 256 + 32);
+			both = Both{sh.scale[m], sh.scale[m + 8]};
+			scaled = true;
 		}
-		// A CTA has at most two shared tiles: the one its run begins in, and the one it ends in.
-		auto part_of = [&](int cta) { return p.part + (size_t)(2 * cta + (share_begin(cta) / KB != tile)) * (TOKENS / 8) * 256 + tid; };
-		float4* mine = part_of(blockIdx.x);
-#pragma unroll
-		for (int j = 0; j < TOKENS / 8; j++) mine[j * 256] = make_float4(d[4 * j], d[4 * j + 1], d[4 * j + 2], d[4 * j + 3]);
-		barrier_sync(1, 256);
-		if (tid == 0) sh.arrived = atom_inc_acq_rel(p.arrived + tile);
-		barrier_sync(1, 256);
-		const bool merge = sh.arrived == last - first;
-		barrier_sync(1, 256);  // arrived has been read
-		if (!merge) continue;
-		if (tid == 0) p.arrived[tile] = 0;
-#pragma unroll
-		for (int j = 0; j < TOKENS / 2; j++) d[j] = 0.f;
-		for (int cta = first; cta <= last; cta++) {
-			const float4* from = part_of(cta);
-#pragma unroll
-			for (int j = 0; j < TOKENS / 8; j++) {
-				const uint4 v = ld16_l2(from + j * 256);
-				d[4 * j] += __uint_as_float(v.x);
-				d[4 * j + 1] += __uint_as_float(v.y);
-				d[4 * j + 2] += __uint_as_float(v.z);
-				d[4 * j + 3] += __uint_as_float(v.w);
-			}
+		if constexpr (SPLIT > 1) {
+			reduce(p, sh, m, n, d, both);
+			break;  // a cluster has one tile
 		}
-		finish(p, sh, tile, d);
+		if ((tid & 127) == 0) mbarrier_arrive(&sh.empty[s == 0 ? STAGES - 1 : s - 1]);
+		if ((m & ~15) >= p.tokens) continue;
+		if constexpr (EPILOGUE == HEAD_FAST) {
+#pragma unroll
+			for (int j = 0; j < COLUMNS / 8; j++)
+				if (n + 8 * j < N)
+#pragma unroll
+					for (int i = 0; i < 4; i++) best[i >> 1].add<true>(draw[i >> 1], d[4 * j + i], n + 8 * j + (i & 1));
+		} else {
+			Added a[UNITS];
+#pragma unroll
+			for (int u = 0; u < UNITS; u++) a[u] = added(p, m, n + u * BLOCKS * 8);
+#pragma unroll
+			for (int u = 0; u < UNITS; u++) finish(p, m, n + u * BLOCKS * 8, four(d + 4 * u * BLOCKS), four(d + 4 * (u * BLOCKS + BLOCKS - 1)), a[u], both);
+		}
 	}
-	if (EPILOGUE == HEAD_FAST) {
-		barrier_sync(1, 256);
-		for (int m = tid; m < p.tokens; m += 256) {
-			Best best;
-			for (int w = 0; w < 8; w++) best.merge(sh.best[w >> 2][w & 3][m]);
-			p.best[(size_t)m * gridDim.x + blockIdx.x] = Candidate{best.score, best.token};
+	if (EPILOGUE == RESIDUAL && p.gamma != nullptr) store_squares(p, sh, m, both);
+	if constexpr (EPILOGUE == HEAD_FAST) {
+#pragma unroll
+		for (int i = 0; i < 2; i++)
+#pragma unroll
+			for (int o = 1; o < 4; o <<= 1) best[i].merge(Candidate{__shfl_xor_sync(~0u, best[i].score, o), __shfl_xor_sync(~0u, best[i].token, o)});
+		if (GROUPS_M == 1) {
+			if (group == 1 && (lane & 3) == 0)
+				for (int i = 0; i < 2; i++) sh.best[m + 8 * i] = Candidate{best[i].score, best[i].token};
+			barrier_sync(1, 256);
+			if (group == 1) return;
 		}
+		if ((lane & 3) == 0)
+			for (int i = 0; i < 2; i++) {
+				if (GROUPS_M == 1) best[i].merge(sh.best[m + 8 * i]);
+				if (m + 8 * i < p.tokens) p.best[(size_t)(m + 8 * i) * gridDim.x + blockIdx.x] = Candidate{best[i].score, best[i].token};
+			}
 	}
 }
 #endif
@@ -226,7 +359,16 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) gemm_sm90(const __grid_
 		mbarrier_init_fence();
 	}
 	__syncthreads();
-	if (threadIdx.x < 256) multiply(p, sh);
-	else if (threadIdx.x == 256) copy(p, sh);
+	if (threadIdx.x < 256) {
+		multiply(p, sh);
+		return;
+	}
+	if (threadIdx.x == 256) copy(p, sh);
+	if (SCALES && threadIdx.x >= 288) scales(p, sh);
+	__syncwarp();
+	if (SPLIT > 1) {  // reduce's two
+		cluster_sync();
+		cluster_sync();
+	}
 #endif
 }

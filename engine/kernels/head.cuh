@@ -27,18 +27,22 @@ DEVICE Draw draw_of(const SlotParams* params, i32 slot, i32 position) {
 	return Draw{params[slot].seed, t > 0.f ? fmaxf(t, 1e-20f) : 0.f, (u32)position};  // near 0 nothing overflows
 }
 
+// noise is gumbel as a function that is called: where many logits are looked at in a row that is unrolled, code in line would not fit the
+// instruction caches.
+__device__ __noinline__ float noise(u64 seed, u32 position, u32 token) { return gumbel(seed, position, token); }
+
 // Best follows one row's logits.
 struct Best {
 	float score = __uint_as_float(0xFF800000u);
 	u32 token = ~NONFINITE;
 
-	DEVICE void add(const Draw& d, float logit, u32 id) {
+	template <bool CALL = false> DEVICE void add(const Draw& d, float logit, u32 id) {
 		float s = logit;
 		if (!is_finite(logit)) token |= NONFINITE;
 		if (d.temperature > 0.f) {
 			s = __fdividef(logit, d.temperature);
 			if (s + MAX_GUMBEL < score) return;  // no noise can lift it
-			s += gumbel(d.seed, d.position, id);
+			s += CALL ? noise(d.seed, d.position, id) : gumbel(d.seed, d.position, id);
 		}
 		if (better(s, id, score, token & ~NONFINITE)) {
 			score = s;

@@ -246,6 +246,10 @@ DEVICE void bulk_load(void* dst, const void* src, u32 bytes, u64* bar, u64 polic
 	asm volatile("cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes.L2::cache_hint [%0], [%1], %2, [%3], %4;"
 	             ::"r"(smem_addr(dst)), "l"(src), "r"(bytes), "r"(smem_addr(bar)), "l"(policy) : "memory");
 }
+// tensor_prefetch brings the box into L2.
+DEVICE void tensor_prefetch(const void* map, i32 column, i32 row, u64 policy) {
+	asm volatile("cp.async.bulk.prefetch.tensor.2d.L2.global.tile.L2::cache_hint [%0, {%1, %2}], %3;" ::"l"(map), "r"(column), "r"(row), "l"(policy) : "memory");
+}
 DEVICE void tensor_prefetch_map(const void* map) { asm volatile("prefetch.tensormap [%0];" ::"l"(map) : "memory"); }
 DEVICE void mbarrier_arrive(u64* bar) { asm volatile("mbarrier.arrive.shared::cta.b64 _, [%0];" ::"r"(smem_addr(bar)) : "memory"); }
 DEVICE u64 policy_evict_last() {
@@ -267,6 +271,15 @@ DEVICE void cluster_sync() {
 }
 DEVICE void cluster_store(float* p, u32 rank, float v) {  // to p of the CTA of that rank
 	asm volatile("{\n.reg .u32 a;\nmapa.shared::cluster.u32 a, %0, %1;\nst.shared::cluster.f32 [a], %2;\n}" ::"r"(smem_addr(p)), "r"(rank), "f"(v) : "memory");
+}
+// cluster_address is that of the cluster's CTA rank for what p is here.
+DEVICE u32 cluster_address(const void* p, u32 rank) {
+	u32 d;
+	asm("mapa.shared::cluster.u32 %0, %1, %2;" : "=r"(d) : "r"(smem_addr(p)), "r"(rank));
+	return d;
+}
+DEVICE void st_cluster16(u32 to, float4 v) {
+	asm volatile("st.shared::cluster.v4.f32 [%0], {%1,%2,%3,%4};" ::"r"(to), "f"(v.x), "f"(v.y), "f"(v.z), "f"(v.w) : "memory");
 }
 #endif
 DEVICE void barrier_sync(u32 id, u32 threads) { asm volatile("bar.sync %0, %1;" ::"r"(id), "r"(threads) : "memory"); }

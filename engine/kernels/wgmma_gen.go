@@ -22,7 +22,7 @@ func main() {
 #if ARCH >= 900 && defined(__CUDA_ARCH_FEAT_SM90_ALL)
 template <int COLUMNS, typename T = bf16> struct Wgmma;
 `)
-	for _, n := range []int{32, 64, 96, 128, 192, 256} {
+	for n := 16; n <= 256; n += 16 {
 		product(&b, "bf16", n, n == 64 || n == 128)
 	}
 	for _, n := range []int{64, 128} {

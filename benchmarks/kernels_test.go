@@ -24,7 +24,10 @@ var kernelMetrics = []metric{
 	{"calls", "lower", "of the operation in one step"},
 	{"GB/s", "higher", "device memory that the operation must move, over its time"},
 	{"TFLOP/s", "higher", "arithmetic that the operation must do, over its time"},
-	{"pct-of-ceiling", "higher", "of the read bandwidth measured on this card when the engine was opened"},
+	{"pct-of-ceiling", "higher", "of the read bandwidth or of the matrix units' arithmetic, whichever is nearer, as measured on this card when the engine was opened"},
+	{"ceiling-GB/s", "higher", "read bandwidth, measured on this card when the engine was opened"},
+	{"ceiling-bf16-TFLOP/s", "higher", "the matrix units' arithmetic in bfloat16, likewise"},
+	{"ceiling-fp8-TFLOP/s", "higher", "the matrix units' arithmetic in fp8, likewise"},
 	{"kernels-us", "lower", "one step from its first kernel's start to its last one's end"},
 	{"gpu-idle-pct", "lower", "of the time from the first launch to the last token: no kernel ran"},
 	{"host-idle-pct", "lower", "of the same time: no kernel ran, and the host was not waiting for one"},
@@ -37,7 +40,8 @@ func reportKernels(b *testing.B, e *engine.Engine, row string, c *profiling.Capt
 	if len(kernels) == 0 {
 		return
 	}
-	r := report.New(kernels, report.Ceilings{BytesPerSecond: e.Info().ReadBandwidth})
+	info := e.Info()
+	r := report.New(kernels, report.Ceilings{BytesPerSecond: info.ReadBandwidth, BF16: info.BF16FLOPs, FP8: info.FP8FLOPs})
 	var text strings.Builder
 	if err := r.Text(&text); err != nil {
 		b.Fatal(err)
@@ -48,10 +52,19 @@ func reportKernels(b *testing.B, e *engine.Engine, row string, c *profiling.Capt
 	}
 	steps := float64(r.Steps)
 	whole := []figure{{"kernels-us", r.Span.Seconds() * 1e6 / steps}}
-	if e.Info().Name == "cuda" {
+	if info.Name == "cuda" {
 		idle := report.NewIdle(c.Steps(), kernels)
 		whole = append(whole, figure{"gpu-idle-pct", 100 * idle.Share()}, figure{"host-idle-pct", 100 * idle.HostShare()})
 		fmt.Fprintf(&text, "GPU idle %.1f %% of the time, the host's part %.1f %%", 100*idle.Share(), 100*idle.HostShare())
+	}
+	for _, c := range []struct {
+		unit  string
+		value *float64
+		scale float64
+	}{{"ceiling-GB/s", info.ReadBandwidth, 1e-9}, {"ceiling-bf16-TFLOP/s", info.BF16FLOPs, 1e-12}, {"ceiling-fp8-TFLOP/s", info.FP8FLOPs, 1e-12}} {
+		if c.value != nil {
+			whole = append(whole, figure{c.unit, *c.value * c.scale})
+		}
 	}
 	term.note("%s\n%s", row, strings.TrimSpace(text.String()))
 	leaf(b, row+"/kernel=all", func(b *testing.B) {
@@ -64,12 +77,13 @@ func reportKernels(b *testing.B, e *engine.Engine, row string, c *profiling.Capt
 			for b.Loop() {
 			}
 			us := op.Time.Seconds() * 1e6
+			ceiling, _ := op.OfCeiling(r.Ceilings)
 			figures := []figure{{"us", us / float64(op.Calls)}, {"step-us", us / steps}, {"calls", float64(op.Calls) / steps}}
 			for _, f := range []struct {
 				unit  string
 				value *float64
 				scale float64
-			}{{"GB/s", op.GBs(), 1}, {"TFLOP/s", op.TFLOPs(), 1}, {"pct-of-ceiling", op.OfCeiling(r.Ceilings), 100}} {
+			}{{"GB/s", op.GBs(), 1}, {"TFLOP/s", op.TFLOPs(), 1}, {"pct-of-ceiling", ceiling, 100}} {
 				if f.value != nil {
 					figures = append(figures, figure{f.unit, *f.value * f.scale})
 				}

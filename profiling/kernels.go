@@ -22,6 +22,7 @@ type Kernel struct {
 	Start        time.Time
 	Length       time.Duration
 	Bytes, FLOPs int64
+	FP8          bool // FLOPs are of fp8
 	Stack        []uintptr
 }
 
@@ -75,7 +76,7 @@ func join(steps []trace.Step, planned map[uint64]stepOps, recordings []Recording
 				e.Args = append(e.Args, chrometrace.Arg{Key: "op", Value: "not planned"})
 			} else {
 				op := &ops[at]
-				k.Op, k.Layer, k.Stack = op.Name, op.Layer, op.Stack
+				k.Op, k.Layer, k.FP8, k.Stack = op.Name, op.Layer, op.FP8, op.Stack
 				e.Args = append(e.Args, chrometrace.Arg{Key: "op", Value: op.Name})
 				e.Args = append(e.Args, chrometrace.Arg{Key: "layer", Value: layerOf(op.Layer)})
 				if at != before { // an operation of several kernels moves its bytes once

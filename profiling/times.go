@@ -46,7 +46,7 @@ func timedKernels(steps []trace.Step, times map[uint64][]trace.Time) []Kernel {
 	var kernels []Kernel
 	for _, s := range steps {
 		for _, t := range times[s.ID&stepMask] {
-			kernels = append(kernels, Kernel{Step: s.ID, Name: t.Name, Op: t.Name, Layer: t.Layer, Start: t.Start, Length: t.Length, Bytes: t.Bytes, FLOPs: t.FLOPs})
+			kernels = append(kernels, Kernel{Step: s.ID, Name: t.Name, Op: t.Name, Layer: t.Layer, Start: t.Start, Length: t.Length, Bytes: t.Bytes, FLOPs: t.FLOPs, FP8: t.FP8})
 		}
 	}
 	return kernels

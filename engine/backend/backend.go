@@ -58,6 +58,9 @@ type Info struct {
 	KVBytesPerToken int64 // of all layers, K and V
 	// ReadBandwidth is the device's read-only memory bandwidth in bytes a second as measured at start; nil where it was not.
 	ReadBandwidth *float64
+	// BF16FLOPs and FP8FLOPs are what the device's matrix units did in a second at start, of bfloat16 and of e4m3, a multiplication and
+	// an addition counting two; nil where it was not measured.
+	BF16FLOPs, FP8FLOPs *float64
 
 	// Of a mixture: how many experts a layer has, how many each token takes, and the bytes of one expert's weights in all layers. They
 	// are not among WeightBytes: see [Info.StepWeightBytes].

@@ -69,6 +69,7 @@ func allUnits(d device, s shape) []unit {
 	for way := range readProbes {
 		units = append(units, readProbeOp(d, 0, 0, 0, way).Unit)
 	}
+	units = append(units, flopProbeUnits(d)...)
 	return append(units, unit{File: "fill.cu", Symbol: "fill"}, unit{File: "rope_table.cu", Symbol: "rope_table"})
 }
 

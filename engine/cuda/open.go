@@ -241,6 +241,10 @@ func (b *Backend) open(cfg *model.Config, w *weights.Store, o backend.Options, s
 	if err != nil {
 		return err
 	}
+	bf16FLOPs, fp8FLOPs, err := b.tensorFLOPs()
+	if err != nil {
+		return err
+	}
 	weightBytes := weightPlaces.size
 	if !s.TiedHead {
 		weightBytes -= int64(s.Vocab) * int64(s.Hidden) * bf16Bytes // the embedding is looked up, not read
@@ -249,6 +253,7 @@ func (b *Backend) open(cfg *model.Config, w *weights.Store, o backend.Options, s
 		Name: "cuda", Device: b.device.Name, DType: "bfloat16", VocabSize: s.Vocab, MaxContext: o.MaxContext, MaxRows: o.MaxRows, MaxTokens: o.MaxTokens,
 		PageSize: s.Page, NumPages: s.NumPages, MaxVerify: s.MaxVerify, WeightBytes: weightBytes, KVBytesPerToken: int64(2*s.kvDim()*s.Layers) * s.kvBytes(), ReadBandwidth: bandwidth,
 	}
+	b.info.BF16FLOPs, b.info.FP8FLOPs = bf16FLOPs, fp8FLOPs
 	s.MoE.info(&b.info, s)
 	b.slots = make([]slot, s.MaxRows)
 	b.checker = backend.NewChecker(b.info)
@@ -281,7 +286,7 @@ func (b *Backend) load(parts []part, progress func(string, float64, float64, str
 		return err
 	}
 	b.code = code
-	units := b.planner.units()
+	units := append(b.planner.units(), flopProbeUnits(b.device)...)
 	var group errgroup.Group
 	var compiled map[unit][]byte
 	group.Go(func() (err error) {
@@ -375,38 +380,14 @@ func (b *Backend) readBandwidth(weightBytes, kvBytes int64) (*float64, error) {
 	if bytes < 10*int64(b.device.L2Bytes) {
 		return nil, nil
 	}
-	begin, err := driver.NewEvent()
-	if err != nil {
-		return nil, err
-	}
-	defer begin.Destroy()
-	end, err := driver.NewEvent()
-	if err != nil {
-		return nil, err
-	}
-	defer end.Destroy()
 	best := 0.0
 	for way := range readProbes {
 		probe := readProbeOp(b.device, src, b.buffers.X, bytes, way)
-		for range 6 {
-			if err := begin.Record(b.stream); err != nil {
-				return nil, err
-			}
-			if err := b.launch(probe, b.stream); err != nil {
-				return nil, err
-			}
-			if err := end.Record(b.stream); err != nil {
-				return nil, err
-			}
-			if err := end.Synchronize(); err != nil {
-				return nil, fmt.Errorf("bandwidth probe: %w", err)
-			}
-			ms, err := begin.Milliseconds(end)
-			if err != nil {
-				return nil, err
-			}
-			best = max(best, float64(probe.Bytes)/(ms/1e3))
+		seconds, err := b.fastest(probe, 6)
+		if err != nil {
+			return nil, fmt.Errorf("bandwidth probe: %w", err)
 		}
+		best = max(best, float64(probe.Bytes)/seconds)
 	}
 	return &best, nil
 }

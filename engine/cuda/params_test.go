@@ -69,6 +69,7 @@ func TestParamsMirrorKernels(t *testing.T) {
 		{dequantOp(d, weight{Group: 128}, 8, 128, 0), "Params", w4DequantParams{}, "w scale out"},
 		{ropeTableOp(d, s, 0, 0, 1), "RopeTableParams", ropeTableParams{}, "out inv_freq count factor"},
 		{readProbeOp(d, 0, 0, 1<<20, 0), "ReadProbeParams", readProbeParams{}, "src count sink"},
+		{flopProbeOp(d, 0, 1, true), "FlopProbeParams", flopProbeParams{}, "sink steps pad"},
 	} {
 		t.Run(c.op.Unit.Symbol+"/"+c.name, func(t *testing.T) {
 			source, err := kernels.Source(c.op.Unit.File)

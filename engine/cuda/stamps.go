@@ -187,7 +187,7 @@ func timesOf(plan []stampOp, notes []stamp, host func(uint64) time.Time) []trace
 			t.Length = host(n.At).Sub(t.Start)
 		}
 		o := &plan[at].op
-		times = append(times, trace.Time{Name: o.Name, Layer: o.Layer, Start: host(n.At), Bytes: o.Bytes, FLOPs: o.FLOPs})
+		times = append(times, trace.Time{Name: o.Name, Layer: o.Layer, Start: host(n.At), Bytes: o.Bytes, FLOPs: o.FLOPs, FP8: o.FP8})
 		next = at + 1
 	}
 	if len(times) > 0 {

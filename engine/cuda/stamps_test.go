@@ -63,7 +63,7 @@ func TestTimesOfSteps(t *testing.T) {
 		s.reach(origin + 250_000)
 		s.tell(1)
 		lap := uint64(stampPlaces << stampShift)
-		s.note(ofStep(origin + 3*lap - 20_000)...) // over the ring's end, after a pause longer than a lap
+		s.note(ofStep(origin + 3*lap - 20_000)...)   // over the ring's end, after a pause longer than a lap
 		s.base = s.base.Add(-time.Duration(3 * lap)) // so much later
 		s.reach(origin + 100_000)
 		s.tell(2)

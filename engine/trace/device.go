@@ -16,6 +16,7 @@ type Time struct {
 	Start        time.Time
 	Length       time.Duration
 	Bytes, FLOPs int64 // as of Op
+	FP8          bool
 }
 
 // TimesSink is a Sink that also wants each step's times. Times is called while the step's wait is marked, with times in order.

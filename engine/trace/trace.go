@@ -168,6 +168,7 @@ type Op struct {
 	Layer  int    // -1 outside of the layers
 	Bytes  int64  // of device memory that must move at least
 	FLOPs  int64
+	FP8    bool      // the arithmetic is the matrix units' of fp8, which have a ceiling of their own
 	Stack  []uintptr // program counters of where it was launched or captured; nil if stacks are off
 }
 

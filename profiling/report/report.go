@@ -17,7 +17,7 @@ import (
 // Ceilings are what a card was measured to do at most; nil where nobody measured.
 type Ceilings struct {
 	BytesPerSecond *float64 // reading
-	FLOPs          *float64 // a second
+	BF16, FP8      *float64 // FLOPs a second of the matrix units
 }
 
 // Row is an operation, or a kernel without one.
@@ -27,6 +27,7 @@ type Row struct {
 	Time         time.Duration // that its kernels add: what runs beside an earlier kernel is the earlier one's
 	Share        float64       // of all rows' time
 	Bytes, FLOPs int64
+	FP8          bool // FLOPs are the matrix units' of fp8
 }
 
 // Report is a capture's kernels, summed up.
@@ -66,21 +67,24 @@ func (r Row) TFLOPs() *float64 {
 	return &v
 }
 
-// OfCeiling is the share of the ceiling that binds: of bandwidth or of arithmetic, whichever the row is nearer to. It is nil where neither was
-// measured.
-func (r Row) OfCeiling(c Ceilings) *float64 {
-	var best *float64
-	consider := func(rate *float64, unit float64, ceiling *float64) {
+// OfCeiling is the share of the ceiling that binds, and which one that is: "read" bandwidth, or arithmetic of "bf16" or "fp8", whichever the
+// row is nearer to. It is nil where neither was measured.
+func (r Row) OfCeiling(c Ceilings) (share *float64, which string) {
+	consider := func(rate *float64, unit float64, ceiling *float64, name string) {
 		if rate == nil || ceiling == nil || *ceiling == 0 {
 			return
 		}
-		if v := *rate * unit / *ceiling; best == nil || v > *best {
-			best = &v
+		if v := *rate * unit / *ceiling; share == nil || v > *share {
+			share, which = &v, name
 		}
 	}
-	consider(r.GBs(), 1e9, c.BytesPerSecond)
-	consider(r.TFLOPs(), 1e12, c.FLOPs)
-	return best
+	consider(r.GBs(), 1e9, c.BytesPerSecond, "read")
+	if r.FP8 {
+		consider(r.TFLOPs(), 1e12, c.FP8, "fp8")
+	} else {
+		consider(r.TFLOPs(), 1e12, c.BF16, "bf16")
+	}
+	return share, which
 }
 
 // New sums up kernels, which come in the order of their start.
@@ -102,6 +106,7 @@ func New(kernels []profiling.Kernel, c Ceilings) *Report {
 		row.Calls++
 		row.Bytes += k.Bytes
 		row.FLOPs += k.FLOPs
+		row.FP8 = row.FP8 || k.FP8
 		end, later := ends[k.Step]
 		if !later {
 			begins[k.Step], end = k.Start, k.Start
@@ -147,9 +152,10 @@ func (r *Report) cells(row Row) []string {
 		}
 		return fmt.Sprintf(format, *v*scale)
 	}
+	ceiling, which := row.OfCeiling(r.Ceilings)
 	return []string{row.Name, fmt.Sprintf("%.4g", float64(row.Calls)/steps), fmt.Sprintf("%.2f", row.Time.Seconds()*1e6/float64(row.Calls)),
 		fmt.Sprintf("%.4f", row.Time.Seconds()*1e3/steps), fmt.Sprintf("%.1f%%", 100*row.Share),
-		show(row.GBs(), "%.0f", 1), show(row.TFLOPs(), "%.1f", 1), show(row.OfCeiling(r.Ceilings), "%.1f%%", 100)}
+		show(row.GBs(), "%.0f", 1), show(row.TFLOPs(), "%.1f", 1), strings.TrimSpace(show(ceiling, "%.1f%% ", 100) + which)}
 }
 
 func (r *Report) foot() string {
@@ -178,8 +184,8 @@ func (r *Report) foot() string {
 	if c := r.Ceilings.BytesPerSecond; c != nil {
 		text += fmt.Sprintf("; ceiling %.0f GB/s of reads, measured on this card", *c/1e9)
 	}
-	if c := r.Ceilings.FLOPs; c != nil {
-		text += fmt.Sprintf("; ceiling %.0f TFLOP/s, measured on this card", *c/1e12)
+	if c := r.Ceilings; c.BF16 != nil && c.FP8 != nil {
+		text += fmt.Sprintf(", and of %.0f TFLOP/s of bf16 and %.0f of fp8", *c.BF16/1e12, *c.FP8/1e12)
 	}
 	return text
 }

@@ -26,7 +26,7 @@ func TestReport(t *testing.T) {
 			profiling.Kernel{Step: step, Name: "stranger", Start: at(base + 15), Length: us(5)})                              // 3 after
 	}
 	bandwidth, flops := 4.0e12, 500e12
-	r := New(kernels, Ceilings{&bandwidth, &flops})
+	r := New(kernels, Ceilings{BytesPerSecond: &bandwidth, BF16: &flops})
 	assert.Equal(t, 2, r.Steps)
 	assert.Equal(t, us(4), r.Overlap)
 	assert.Equal(t, us(40), r.Span)
@@ -38,12 +38,22 @@ func TestReport(t *testing.T) {
 	assert.Equal(t, "gemv_qkv", r.Rows[0].Name)
 	assert.InDelta(t, 20.0/34, r.Rows[0].Share, 1e-9)
 	assert.InDelta(t, 4000, *r.Rows[0].GBs(), 1e-6)
-	assert.InDelta(t, 1.0, *r.Rows[0].OfCeiling(r.Ceilings), 1e-9)
+	share, which := r.Rows[0].OfCeiling(r.Ceilings)
+	assert.InDelta(t, 1.0, *share, 1e-9)
+	assert.Equal(t, "read", which)
 	assert.Nil(t, r.Rows[1].GBs(), "not known is absent")
 	attn := r.Rows[2]
 	assert.InDelta(t, 500, *attn.TFLOPs(), 1e-6, "of its 4 us 2 lie beside the kernel before it")
-	assert.InDelta(t, 1.0, *attn.OfCeiling(r.Ceilings), 1e-9)
-	assert.Nil(t, attn.OfCeiling(Ceilings{}))
+	share, which = attn.OfCeiling(r.Ceilings)
+	assert.InDelta(t, 1.0, *share, 1e-9)
+	assert.Equal(t, "bf16", which)
+	share, which = attn.OfCeiling(Ceilings{})
+	assert.Nil(t, share)
+	assert.Empty(t, which)
+	attn.FP8, flops = true, 2*flops // and is measured against fp8's then
+	share, which = attn.OfCeiling(Ceilings{FP8: &flops, BF16: &bandwidth})
+	assert.InDelta(t, 0.5, *share, 1e-9)
+	assert.Equal(t, "fp8", which)
 
 	var text, md bytes.Buffer
 	require.NoError(t, r.Text(&text))

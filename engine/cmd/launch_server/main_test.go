@@ -67,7 +67,9 @@ func launchTiny(t *testing.T, args ...string) *process {
 	return p
 }
 
-func start(t *testing.T, args ...string) *process { return startCommand(t, exec.Command(os.Args[0], args...)) }
+func start(t *testing.T, args ...string) *process {
+	return startCommand(t, exec.Command(os.Args[0], args...))
+}
 
 // startCommand starts what runs the command.
 func startCommand(t *testing.T, cmd *exec.Cmd) *process {

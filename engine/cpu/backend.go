@@ -87,10 +87,8 @@ func checkOptions(cfg *model.Config, o *backend.Options) error {
 	if o.MaxTokens < o.MaxRows {
 		return fmt.Errorf("%d tokens of a step: want at least one for each of its %d rows", o.MaxTokens, o.MaxRows)
 	}
-	switch o.KVDType {
-	case "", "auto", "float32", "bfloat16":
-	default:
-		return fmt.Errorf("KV cache type %q: the CPU has auto, float32 and bfloat16", o.KVDType)
+	if _, ok := kvTypes[o.KVDType]; !ok {
+		return fmt.Errorf("KV cache type %q: the CPU has auto, float32, bfloat16 and fp8_e4m3", o.KVDType)
 	}
 	if o.Quantization != "" && o.Quantization != "fp8" {
 		return fmt.Errorf("quantization %q: the CPU has fp8", o.Quantization)
@@ -99,13 +97,9 @@ func checkOptions(cfg *model.Config, o *backend.Options) error {
 }
 
 func open(cfg *model.Config, w *weights.Store, o backend.Options, p *pool, ks *kernels) (*Backend, error) {
-	bf16KV := o.KVDType == "bfloat16"
-	elementBytes := 4
-	if bf16KV {
-		elementBytes = 2
-	}
+	dtype := kvTypes[o.KVDType]
 	// Sizes come first: an error costs nothing yet.
-	perToken := cfg.KVBytesPerToken(elementBytes)
+	perToken := cfg.KVBytesPerToken(dtype.bytes())
 	mostUseful := o.MaxRows * ((o.MaxContext + o.PageSize - 1) / o.PageSize)
 	numPages, err := sizePages(o.NumPages, mostUseful, perToken*int64(o.PageSize), w.Bytes(), freeMemory(), o.MemFraction)
 	if err != nil {
@@ -128,8 +122,8 @@ func open(cfg *model.Config, w *weights.Store, o backend.Options, p *pool, ks *k
 	return &Backend{
 		info: info,
 		stepper: &stepper{
-			cfg: cfg, net: net, pool: p, kernels: ks, bf16KV: bf16KV, uniformExperts: o.SimulateUniformExperts, invFreq: cfg.InvFreq(),
-			cache: kvCache{layers: cfg.NumLayers, heads: cfg.NumKVHeads, dim: cfg.HeadDim, pageSize: o.PageSize,
+			cfg: cfg, net: net, pool: p, kernels: ks, uniformExperts: o.SimulateUniformExperts, invFreq: cfg.InvFreq(),
+			cache: kvCache{layers: cfg.NumLayers, heads: cfg.NumKVHeads, dim: cfg.HeadDim, pageSize: o.PageSize, dtype: dtype,
 				pages: make([]kvPage, numPages)},
 			sequences: make([]*sequence, o.MaxRows),
 			scratch:   make([]scratch, p.threads()),

@@ -23,7 +23,7 @@ func TestOpenRefusesOptions(t *testing.T) {
 		"threads":      {backend.Options{Threads: -2}, "threads -2"},
 		"tokens":       {backend.Options{MaxRows: 8, MaxTokens: 7}, "7 tokens of a step"},
 		"fraction":     {backend.Options{MemFraction: 1.5}, "memory fraction 1.5"},
-		"kv type":      {backend.Options{KVDType: "fp8_e4m3"}, "KV cache type"},
+		"kv type":      {backend.Options{KVDType: "fp8_e5m2"}, "KV cache type"},
 		"dtype":        {backend.Options{DType: "float16"}, "stored (bfloat16)"},
 		"bad dtype":    {backend.Options{DType: "int3"}, `dtype "int3"`},
 		"quantization": {backend.Options{Quantization: "int3"}, "quantization"},

@@ -58,9 +58,13 @@ func TestConformanceOfLevels(t *testing.T) {
 	}
 }
 
-func TestConformanceOfBF16Cache(t *testing.T) {
-	s := suite()
-	s.Models = map[string]*model.Config{"llama": backendtest.Models()["llama"]}
-	s.Options.KVDType = "bfloat16"
-	backendtest.Run(t, s)
+func TestConformanceOfCaches(t *testing.T) {
+	for _, dtype := range []string{"bfloat16", "fp8_e4m3"} {
+		t.Run(dtype, func(t *testing.T) {
+			s := suite()
+			s.Models = map[string]*model.Config{"llama": backendtest.Models()["llama"]}
+			s.Options.KVDType = dtype
+			backendtest.Run(t, s)
+		})
+	}
 }

@@ -12,7 +12,6 @@ type stepper struct {
 	pool    *pool
 	kernels *kernels
 	cache   kvCache
-	bf16KV  bool
 	// uniformExperts takes the choice of experts from the router: backend.Options.SimulateUniformExperts.
 	uniformExperts bool
 	invFreq        []float64
@@ -113,7 +112,7 @@ func (s *stepper) place() {
 	size := s.cache.pageSize
 	for i := range s.rows {
 		r := &s.rows[i]
-		s.cache.touch(r.Pages, r.Position, r.Position+r.NumTokens(), s.bf16KV)
+		s.cache.touch(r.Pages, r.Position, r.Position+r.NumTokens())
 		for j := range r.NumTokens() {
 			p := r.Position + j
 			t := tokenPlace{position: p, page: r.Pages[p/size], slot: p % size, sequence: r.Slot}

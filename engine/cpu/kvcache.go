@@ -10,26 +10,52 @@ import (
 // a page, [layers, 2, kvHeads, pageSize, headDim]: the positions of one head lie together.
 type kvCache struct {
 	layers, heads, dim, pageSize int
+	dtype                        kvType
 
 	pages []kvPage
 }
 
-// kvPage has one of its two fields set, by the cache's element type.
+// kvType is the type of the cache's elements. E4M3 is of the values themselves, without a scale.
+type kvType int
+
+const (
+	kvFloat32 kvType = iota
+	kvBF16
+	kvE4M3
+)
+
+// kvTypes are the names in the options; "auto" is float32.
+var kvTypes = map[string]kvType{"": kvFloat32, "auto": kvFloat32, "float32": kvFloat32, "bfloat16": kvBF16, "fp8_e4m3": kvE4M3}
+
+func (t kvType) bytes() int { return [...]int{4, 2, 1}[t] }
+
+// kvPage has one of its fields set, by the cache's element type.
 type kvPage struct {
 	f32  []float32
 	bf16 []uint16
+	e4m3 []byte
 }
+
+// e4m3Values are the values of all E4M3 numbers.
+var e4m3Values = func() (v [256]float32) {
+	for i := range v {
+		v[i] = weights.F8E4M3ToFloat32(byte(i))
+	}
+	return v
+}()
 
 func (c *kvCache) pageElements() int { return c.layers * 2 * c.heads * c.pageSize * c.dim }
 
 // touch allocates the pages of table that hold positions [begin, end).
-func (c *kvCache) touch(table []int32, begin, end int, bf16 bool) {
+func (c *kvCache) touch(table []int32, begin, end int) {
 	for i := begin / c.pageSize; i <= (end-1)/c.pageSize; i++ {
 		p := &c.pages[table[i]]
 		switch {
-		case p.f32 != nil || p.bf16 != nil:
-		case bf16:
+		case p.f32 != nil || p.bf16 != nil || p.e4m3 != nil:
+		case c.dtype == kvBF16:
 			p.bf16 = make([]uint16, c.pageElements())
+		case c.dtype == kvE4M3:
+			p.e4m3 = make([]byte, c.pageElements())
 		default:
 			// The tile kernels read rows in fours: three rows more than the last page of a head may hold.
 			p.f32 = make([]float32, c.pageElements()+3*c.dim)
@@ -48,12 +74,17 @@ func (c *kvCache) put(page int32, slot, layer, value int, x []float32) {
 	for h := range c.heads {
 		at := c.offset(layer, value, h) + slot*c.dim
 		head := x[h*c.dim : (h+1)*c.dim]
-		if p.f32 != nil {
+		switch c.dtype {
+		case kvFloat32:
 			copy(p.f32[at:], head)
-			continue
-		}
-		for i, v := range head {
-			p.bf16[at+i] = weights.BF16FromFloat32(v)
+		case kvBF16:
+			for i, v := range head {
+				p.bf16[at+i] = weights.BF16FromFloat32(v)
+			}
+		case kvE4M3:
+			for i, v := range head {
+				p.e4m3[at+i] = weights.F8E4M3FromFloat32(v)
+			}
 		}
 	}
 }
@@ -67,8 +98,14 @@ func (c *kvCache) rows(page int32, layer, value, head, n int, scratch *[]float32
 		return p.f32[at : at+padded]
 	}
 	out := grow(scratch, padded)
-	for i, b := range p.bf16[at : at+n*c.dim] {
-		out[i] = math.Float32frombits(uint32(b) << 16)
+	if p.bf16 != nil {
+		for i, b := range p.bf16[at : at+n*c.dim] {
+			out[i] = math.Float32frombits(uint32(b) << 16)
+		}
+	} else {
+		for i, b := range p.e4m3[at : at+n*c.dim] {
+			out[i] = e4m3Values[b]
+		}
 	}
 	clear(out[n*c.dim:])
 	return out

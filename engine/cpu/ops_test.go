@@ -143,15 +143,15 @@ func TestAttend(t *testing.T) {
 				for i, p := range rand.New(rand.NewPCG(1, 1)).Perm(pages + 3)[:pages] {
 					table[i] = int32(p)
 				}
-				for _, bf16 := range []bool{false, true} {
+				for dtype, limit := range map[kvType]float64{kvFloat32: 1e-5, kvBF16: 0.05, kvE4M3: 0.5} { // keys and values of 24, 8 and 4 bits
 					s := &stepper{
 						cfg:  &model.Config{NumHeads: c.heads, NumKVHeads: c.kvHeads, HeadDim: c.dim, SlidingWindow: c.window},
 						pool: newPool(2), kernels: ks, scratch: make([]scratch, 2),
-						cache: kvCache{layers: 2, heads: c.kvHeads, dim: c.dim, pageSize: c.pageSize, pages: make([]kvPage, pages+3)},
+						cache: kvCache{layers: 2, heads: c.kvHeads, dim: c.dim, pageSize: c.pageSize, dtype: dtype, pages: make([]kvPage, pages+3)},
 						q:     q, attended: make([]float32, len(q)),
 						rows: []backend.Row{{Tokens: make([]int32, c.n), Position: c.ctx - c.n, Pages: table}},
 					}
-					s.cache.touch(table, 0, c.ctx, bf16)
+					s.cache.touch(table, 0, c.ctx)
 					width := c.kvHeads * c.dim
 					for p := range c.ctx {
 						s.cache.put(table[p/c.pageSize], p%c.pageSize, 1, 0, k[p*width:(p+1)*width])
@@ -159,11 +159,7 @@ func TestAttend(t *testing.T) {
 					}
 					s.attend(1)
 					s.pool.close()
-					if bf16 {
-						check(s.attended, 0.05) // keys and values have 8 bits
-					} else {
-						check(s.attended, 1e-5)
-					}
+					check(s.attended, limit)
 				}
 			})
 		}

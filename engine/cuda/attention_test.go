@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"math"
 	"os"
+	"slices"
 	"testing"
 
 	"github.com/stretchr/testify/assert"
@@ -14,6 +15,7 @@ import (
 	"github.com/tokamak-engine/tokamak/engine/cpu"
 	"github.com/tokamak-engine/tokamak/engine/cuda/driver"
 	"github.com/tokamak-engine/tokamak/engine/kernels"
+	"github.com/tokamak-engine/tokamak/engine/weights"
 )
 
 // attnCase is a batch for the attention kernels: each row has pos tokens in the cache and len new ones.
@@ -40,14 +42,14 @@ func attnShapes() map[string]shape {
 }
 
 // TestAttentionCompiles compiles attention for every head shape and cache type, which the models of TestKernelsCompile have not. For sm_90a it
-// refuses local memory. Without TOKAMAK_KERNELS=all it takes one head shape.
+// refuses local memory. Without TOKAMAK_KERNELS=all it takes two head shapes.
 func TestAttentionCompiles(t *testing.T) {
 	nvrtc, err := driver.OpenCompiler()
 	if err != nil {
 		t.Skipf("no compiler: %v", err)
 	}
 	for name, s := range attnShapes() {
-		if os.Getenv("TOKAMAK_KERNELS") != "all" && s.Dim != 80 {
+		if os.Getenv("TOKAMAK_KERNELS") != "all" && s.Dim != 80 && s.Dim != 64 {
 			continue
 		}
 		for _, arch := range []string{"sm_80", "sm_89", "sm_90"} {
@@ -70,20 +72,50 @@ func TestAttentionCompiles(t *testing.T) {
 	}
 }
 
-// attnRig is one batch on the device with its exact and plain results.
+// attnRig is one batch on the device and what is known of it. An e4m3 cache has scales that are no powers of two.
 type attnRig struct {
 	*rig
-	b            buffers
-	w            layerWeights
-	tokens       int
-	exact, plain []float32 // [tokens, heads, dim]
-	rows         int
-	longest      int
-	kExact       [][]float32 // a row's k, normed and rotated, rounded to bf16: [ctx, kvHeads, dim]
-	v            [][]float32
-	pages        [][]int32
-	kv           []float32 // the cache before
+	b                     buffers
+	w                     layerWeights
+	c                     attnCase
+	tokens, rows, longest int
+	q, qPlain             [][]float32 // a row's new tokens, normed and rotated: [len, heads, dim]
+	k, kPlain, v          [][]float32 // [ctx, kvHeads, dim]
+	pages                 [][]int32
+	kv                    []float32 // what the cache held before
 }
+
+// putKV uploads a cache. Values of e4m3 are given as they are stored.
+func (a *attnRig) putKV(values []float32) ptr {
+	if !a.shape.KVFP8 {
+		return a.putBF16(values)
+	}
+	bits := make([]byte, len(values))
+	for i, v := range values {
+		bits[i] = weights.F8E4M3FromFloat32(v)
+	}
+	return put(a.rig, bits)
+}
+
+func (a *attnRig) getKV() []float32 {
+	if !a.shape.KVFP8 {
+		return a.getBF16(a.b.KV, len(a.kv))
+	}
+	out := make([]float32, len(a.kv))
+	for i, b := range get[byte](a.rig, a.b.KV, len(out)) {
+		out[i] = weights.F8E4M3ToFloat32(b)
+	}
+	return out
+}
+
+// kvAt is where token p of a row lies in the cache.
+func (a *attnRig) kvAt(row, p, part, head int) int {
+	s := a.shape
+	return int(s.layerKVBytes()/s.kvBytes())*attnLayer + (((int(a.pages[row][p/s.Page])*2+part)*s.KVHeads+head)*s.Page+p%s.Page)*s.Dim
+}
+
+// attnLayer is the layer of the cache, of two, that the rig's kernels work on.
+const attnLayer = 1
 
 // newAttnRig fills a cache with random K and V, draws the new tokens' qkv and computes what attention gives.
 func newAttnRig(t testing.TB, s shape, c attnCase) *attnRig {
@@ -92,11 +124,16 @@ func newAttnRig(t testing.TB, s shape, c attnCase) *attnRig {
 		s.NumPages += ceilDiv(c.pos[i]+c.len[i], s.Page)
 	}
 	a := &attnRig{rig: newRig(t, s), rows: len(c.pos)}
-	layer := int(s.layerKVBytes() / 2)
-	const layerIndex = 1
-	a.kv = a.normal(2*layer, 1)
+	a.c = c
+	a.kv = a.normal(2*int(s.layerKVBytes()/s.kvBytes()), 1)
 	for i := range a.kv {
 		a.kv[i] = toBF16(a.kv[i])
+		if s.KVFP8 {
+			a.kv[i] = weights.F8E4M3ToFloat32(weights.F8E4M3FromFloat32(a.kv[i]))
+		}
+	}
+	if s.KVFP8 {
+		a.w.KV = kvScale{0.7, 1.3}
 	}
 	qn, kn := a.normal(s.Dim, 0.2), a.normal(s.Dim, 0.2)
 	for i := range qn {
@@ -116,9 +153,6 @@ func newAttnRig(t testing.TB, s shape, c attnCase) *attnRig {
 	order := a.random.Perm(s.NumPages)
 	var slot, pos, length, start, ctx, tokPos, tokSlot []int32
 	var qkv []float32
-	at := func(page int32, isV, head, token int) int { // in the cache
-		return layerIndex*layer + (((int(page)*2+isV)*s.KVHeads+head)*s.Page+token)*s.Dim
-	}
 	for row := range c.pos {
 		sl, n, end := int32((row*3+1)%s.MaxRows), c.len[row], c.pos[row]+c.len[row]
 		slot, pos, length, start, ctx = append(slot, sl), append(pos, int32(c.pos[row])), append(length, int32(n)), append(start, int32(a.tokens)), append(ctx, int32(end))
@@ -132,15 +166,17 @@ func newAttnRig(t testing.TB, s shape, c attnCase) *attnRig {
 		k, v := make([]float32, end*s.kvDim()), make([]float32, end*s.kvDim())
 		for p := range c.pos[row] {
 			for h := range s.KVHeads {
-				copy(k[(p*s.KVHeads+h)*s.Dim:][:s.Dim], a.kv[at(pages[p/s.Page], 0, h, p%s.Page):])
-				copy(v[(p*s.KVHeads+h)*s.Dim:][:s.Dim], a.kv[at(pages[p/s.Page], 1, h, p%s.Page):])
+				for i := range s.Dim {
+					k[(p*s.KVHeads+h)*s.Dim+i] = a.kv[a.kvAt(row, p, 0, h)+i] * a.w.KV.k()
+					v[(p*s.KVHeads+h)*s.Dim+i] = a.kv[a.kvAt(row, p, 1, h)+i] * a.w.KV.v()
+				}
 			}
 		}
 		for p := end; p < len(pages)*s.Page; p++ { // nobody wrote there yet
 			for h := range s.KVHeads {
 				for part := range 2 {
 					for i := range s.Dim {
-						a.kv[at(pages[p/s.Page], part, h, p%s.Page)+i] = float32(math.NaN())
+						a.kv[a.kvAt(row, p, part, h)+i] = float32(math.NaN())
 					}
 				}
 			}
@@ -165,22 +201,44 @@ func newAttnRig(t testing.TB, s shape, c attnCase) *attnRig {
 			}
 			copy(v[p*s.kvDim():], x[(s.Heads+s.KVHeads)*s.Dim:])
 		}
-		out := make([]float32, n*s.qDim())
-		cpu.Attend(out, q, k, v, n, end, s.Heads, s.KVHeads, s.Dim, s.Window)
-		a.exact = append(a.exact, out...)
-		plain := make([]float32, n*s.qDim())
-		attendPlain(s, plain, qPlain, kPlain, v, n, end)
-		a.plain = append(a.plain, plain...)
-		a.kExact, a.v = append(a.kExact, k), append(a.v, v)
+		a.q, a.qPlain = append(a.q, q), append(a.qPlain, qPlain)
+		a.k, a.kPlain, a.v = append(a.k, k), append(a.kPlain, kPlain), append(a.v, v)
 		a.tokens += n
 		a.longest = max(a.longest, n)
 	}
 	a.shape.MaxTokens = a.tokens
-	a.b = buffers{QKV: a.putBF16(append(qkv, make([]float32, (a.shape.tokenRows()-a.tokens)*s.qkvDim())...)), KV: a.putBF16(a.kv), Att: a.room(2 * a.tokens * s.qDim()), Rope: put(a.rig, table), RowSlot: put(a.rig, slot), RowPos: put(a.rig, pos),
+	a.b = buffers{QKV: a.putBF16(append(qkv, make([]float32, (a.shape.tokenRows()-a.tokens)*s.qkvDim())...)), KV: a.putKV(a.kv), Att: a.room(2 * a.tokens * s.qDim()), Rope: put(a.rig, table), RowSlot: put(a.rig, slot), RowPos: put(a.rig, pos),
 		RowLen: put(a.rig, length), RowStart: put(a.rig, start), RowCtx: put(a.rig, ctx), TokPos: put(a.rig, tokPos), TokSlot: put(a.rig, tokSlot),
 		PageTable: put(a.rig, pageTable), AttnScratch: put(a.rig, make([]byte, attnScratchBytes(a.device, s)))}
-	a.w = layerWeights{QNorm: a.putBF16(qn), KNorm: a.putBF16(kn)}
+	a.w.QNorm, a.w.KNorm = a.putBF16(qn), a.putBF16(kn)
 	return a
+}
+
+// check holds what a step left: the new tokens in the cache and nothing else of it changed, and attention's output within what plain bf16
+// arithmetic errs. With an e4m3 cache that is attention over the values that it holds.
+func (a *attnRig) check(what string) {
+	a.Helper()
+	a.checkCache()
+	s, kv := a.shape, a.getKV()
+	var exact, plain []float32
+	for row, n := range a.c.len {
+		end := a.c.pos[row] + n
+		if s.KVFP8 {
+			for p := a.c.pos[row]; p < end; p++ {
+				for i := range s.kvDim() {
+					at := a.kvAt(row, p, 0, i/s.Dim) + i%s.Dim
+					a.k[row][p*s.kvDim()+i] = kv[at] * a.w.KV.k()
+					a.v[row][p*s.kvDim()+i] = kv[a.kvAt(row, p, 1, i/s.Dim)+i%s.Dim] * a.w.KV.v()
+				}
+			}
+			a.kPlain[row] = a.k[row]
+		}
+		e, p := make([]float32, n*s.qDim()), make([]float32, n*s.qDim())
+		cpu.Attend(e, a.q[row], a.k[row], a.v[row], n, end, s.Heads, s.KVHeads, s.Dim, s.Window)
+		attendPlain(s, p, a.qPlain[row], a.kPlain[row], a.v[row], n, end)
+		exact, plain = append(exact, e...), append(plain, p...)
+	}
+	requireClose(a, exact, plain, a.getBF16(a.b.Att, a.tokens*s.qDim()), what)
 }
 
 // rotated is a head normed and rotated. plain rounds after each operation as bf16 arithmetic does.
@@ -249,30 +307,31 @@ func attendPlain(s shape, out, q, k, v []float32, n, ctx int) {
 const kTolerance = 2 * 5 * 3.0 / 512
 
 // checkCache holds what the step left in the cache: the new tokens' K (within a rounding) and V, and all else as it was.
-func (a *attnRig) checkCache(c attnCase) {
+func (a *attnRig) checkCache() {
 	a.Helper()
 	s := a.shape
-	layer := int(s.layerKVBytes() / 2)
 	want := append([]float32{}, a.kv...)
 	isK := map[int]bool{}
-	for row, pages := range a.pages {
-		for p := c.pos[row]; p < c.pos[row]+c.len[row]; p++ {
-			for h := range s.KVHeads {
-				for part, from := range [][]float32{a.kExact[row], a.v[row]} {
-					to := layer + (((int(pages[p/s.Page])*2+part)*s.KVHeads+h)*s.Page+p%s.Page)*s.Dim
-					copy(want[to:to+s.Dim], from[(p*s.KVHeads+h)*s.Dim:])
-					if part == 0 {
-						for i := range s.Dim {
-							isK[to+i] = true
-						}
-					}
+	for row := range a.pages {
+		for p := a.c.pos[row]; p < a.c.pos[row]+a.c.len[row]; p++ {
+			for i := range s.kvDim() {
+				k, v := a.kvAt(row, p, 0, i/s.Dim)+i%s.Dim, a.kvAt(row, p, 1, i/s.Dim)+i%s.Dim
+				want[k], want[v] = a.k[row][p*s.kvDim()+i], a.v[row][p*s.kvDim()+i]
+				isK[k] = true
+				if s.KVFP8 {
+					want[k] *= 1 / a.w.KV.k()
+					want[v] = weights.F8E4M3ToFloat32(weights.F8E4M3FromFloat32(want[v] * (1 / a.w.KV.v())))
 				}
 			}
 		}
 	}
-	for i, v := range a.getBF16(a.b.KV, len(want)) {
+	for i, v := range a.getKV() {
 		if isK[i] {
-			require.InDelta(a, want[i], v, kTolerance, "K at %d", i)
+			tolerance := kTolerance
+			if s.KVFP8 { // half the distance of neighbours: 2^-4 of the value, 2^-10 of the smallest
+				tolerance = kTolerance/float64(a.w.KV.k()) + math.Abs(float64(want[i]))/16 + 1.0/1024
+			}
+			require.InDelta(a, want[i], v, tolerance, "K at %d", i)
 		} else if want[i] != v && want[i] == want[i] {
 			require.Equal(a, want[i], v, "cache at %d", i)
 		}
@@ -290,8 +349,7 @@ func TestAttnDecode(t *testing.T) {
 				}
 				a := newAttnRig(t, s, c)
 				a.run(attnDecodeOp(a.device, a.shape, &a.b, a.w, 1, a.rows))
-				requireClose(t, a.exact, a.plain, a.getBF16(a.b.Att, a.tokens*s.qDim()), "attention")
-				a.checkCache(c)
+				a.check("attention")
 				for _, v := range get[uint32](a.rig, a.b.AttnScratch, s.MaxRows*s.KVHeads) {
 					require.Zero(t, v, "a counter is left")
 				}
@@ -302,18 +360,16 @@ func TestAttnDecode(t *testing.T) {
 
 // TestAttnDecodePadding: a padding row touches nothing, and its output is finite.
 func TestAttnDecodePadding(t *testing.T) {
-	s := attnShapes()["heads=8/kv=2/dim=128/page=64/window=0/norm=false"]
+	s := attnShapes()["heads=8/kv=2/dim=128/page=64/window=0/norm=false/fp8=false"]
 	c := attnCase{pos: []int{99}, len: []int{1}}
 	a := newAttnRig(t, s, c)
 	a.b.RowSlot, a.b.RowCtx = put(a.rig, []int32{1, -1}), put(a.rig, []int32{100, 0})
 	a.b.QKV, a.b.Att = put(a.rig, append(get[uint16](a.rig, a.b.QKV, s.qkvDim()), make([]uint16, s.qkvDim())...)), a.room(4*s.qDim())
 	a.run(attnDecodeOp(a.device, a.shape, &a.b, a.w, 1, 2))
-	got := a.getBF16(a.b.Att, 2*s.qDim())
-	requireClose(t, a.exact, a.plain, got[:s.qDim()], "attention")
-	for _, v := range got[s.qDim():] {
+	for _, v := range a.getBF16(a.b.Att, 2*s.qDim())[s.qDim():] {
 		require.False(t, math.IsNaN(float64(v)))
 	}
-	a.checkCache(c)
+	a.check("attention")
 }
 
 // TestAttnPrefill: chunks of several rows, with and without cached prefixes.
@@ -324,14 +380,13 @@ func TestAttnPrefill(t *testing.T) {
 			t.Run(name+"/"+c.name, func(t *testing.T) {
 				a := newAttnRig(t, s, c)
 				a.run(ropeKVOp(a.device, a.shape, &a.b, a.w, 1, 0, a.tokens), attnPrefillOp(a.device, a.shape, &a.b, a.w, 1, 0, a.rows, a.longest))
-				requireClose(t, a.exact, a.plain, a.getBF16(a.b.Att, a.tokens*s.qDim()), "attention")
-				a.checkCache(c)
+				a.check("attention")
 				// The kernel that every architecture has, too.
 				a.b.Att = a.room(2 * a.tokens * s.qDim())
 				portable := a.device
 				portable.SM = 80
 				a.run(attnPrefillOp(portable, a.shape, &a.b, a.w, 1, 0, a.rows, a.longest))
-				requireClose(t, a.exact, a.plain, a.getBF16(a.b.Att, a.tokens*s.qDim()), "portable attention")
+				a.check("portable attention")
 			})
 		}
 	}
@@ -340,20 +395,20 @@ func TestAttnPrefill(t *testing.T) {
 // BenchmarkAttnPrefill times prefill attention alone: one sequence, from its start.
 func BenchmarkAttnPrefill(b *testing.B) {
 	for _, tokens := range []int{512, 2048, 8192} {
-		for _, portable := range []bool{false, true} {
-			b.Run(fmt.Sprintf("heads=32/kv=8/dim=128/portable=%v/tokens=%d", portable, tokens), func(b *testing.B) {
+		for _, c := range []struct{ portable, fp8 bool }{{}, {fp8: true}, {portable: true}, {portable: true, fp8: true}} {
+			b.Run(fmt.Sprintf("heads=32/kv=8/dim=128/portable=%v/fp8=%v/tokens=%d", c.portable, c.fp8, tokens), func(b *testing.B) {
 				s := testShapes()["llama-8b"]
-				s.MaxTokens, s.MaxRows, s.NumPages = tokens, 1, tokens/s.Page
+				s.MaxTokens, s.MaxRows, s.NumPages, s.KVFP8 = tokens, 1, tokens/s.Page, c.fp8
 				r := newRig(b, s)
 				pages := make([]int32, s.MaxPages)
 				for i := range pages {
 					pages[i] = int32(i)
 				}
 				one := func(v int) ptr { return put(r, []int32{int32(v)}) }
-				bufs := &buffers{QKV: r.putBF16(r.normal(tokens*s.qkvDim(), 1)), KV: r.putBF16(r.normal(int(s.layerKVBytes()/2), 1)), Att: r.room(2 * tokens * s.qDim()),
+				bufs := &buffers{QKV: r.putBF16(r.normal(tokens*s.qkvDim(), 1)), KV: (&attnRig{rig: r}).putKV(r.normal(int(s.layerKVBytes()/s.kvBytes()), 1)), Att: r.room(2 * tokens * s.qDim()),
 					RowSlot: one(0), RowPos: one(0), RowLen: one(tokens), RowStart: one(0), PageTable: put(r, pages)}
 				d := r.device
-				if portable {
+				if c.portable {
 					d.SM = 80
 				}
 				o := attnPrefillOp(d, s, bufs, layerWeights{}, 0, 0, 1, tokens)
@@ -363,4 +418,84 @@ func BenchmarkAttnPrefill(b *testing.B) {
 			})
 		}
 	}
+}
+
+// BenchmarkAttnDecode times decode attention alone, with and without splits, against the bandwidth of a plain read: rows of one context, layers
+// in turn so that their pages are cold, and no overlap with the kernel before.
+func BenchmarkAttnDecode(b *testing.B) {
+	for _, fp8 := range []bool{false, true} {
+		for _, rows := range []int{1, 32, 64, 128, 256} {
+			for _, ctx := range []int{512, 1024, 2048} {
+				b.Run(fmt.Sprintf("heads=32/kv=8/dim=128/fp8=%v/batch=%d/ctx=%d", fp8, rows, ctx), func(b *testing.B) { benchAttnDecode(b, fp8, rows, ctx) })
+			}
+		}
+	}
+}
+
+func benchAttnDecode(b *testing.B, fp8 bool, rows, ctx int) {
+	r, ops := attnDecodeChain(b, fp8, rows, ctx)
+	us := r.timeAll(b, ops)
+	b.ReportMetric(us, "us")
+	b.ReportMetric(attnDecodeBytes(r.shape, rows, ctx)/us/1e3, "GB/s")
+}
+
+// attnDecodeBytes is the K and V of rows of ctx tokens in a layer.
+func attnDecodeBytes(s shape, rows, ctx int) float64 {
+	return float64(rows*ctx*2*s.kvDim()) * float64(s.kvBytes())
+}
+
+// attnDecodeChain is decode attention of all layers of a cache of a gigabyte or more.
+func attnDecodeChain(b testing.TB, fp8 bool, rows, ctx int) (*rig, []op) {
+	s := testShapes()["llama-8b"]
+	s.KVFP8, s.MaxRows, s.MaxPages, s.MaxContext = fp8, rows, ctx/s.Page, ctx
+	s.NumPages = rows * s.MaxPages
+	s.Layers = int(max(2, 1<<30/s.layerKVBytes()))
+	r := newRig(b, s)
+	pages, slots, ctxs := make([]int32, s.NumPages), make([]int32, rows), make([]int32, rows)
+	for i, p := range r.random.Perm(s.NumPages) {
+		pages[i] = int32(p)
+	}
+	for i := range slots {
+		slots[i], ctxs[i] = int32(i), int32(ctx)
+	}
+	kvBytes := int64(s.Layers) * s.layerKVBytes()
+	kv, err := driver.Alloc(kvBytes)
+	require.NoError(b, err)
+	b.Cleanup(func() { require.NoError(b, driver.Free(kv)) })
+	require.NoError(b, driver.Memset(kv, 0x3C, kvBytes, r.stream))
+	bufs := &buffers{QKV: r.putBF16(r.normal(rows*s.qkvDim(), 1)), KV: kv, Att: r.room(2 * rows * s.qDim()), Rope: put(r, make([]float32, ctx*s.Dim)), RowSlot: put(r, slots),
+		RowCtx: put(r, ctxs), PageTable: put(r, pages), AttnScratch: put(r, make([]byte, attnScratchBytes(r.device, s)))}
+	ops := make([]op, s.Layers)
+	for i := range ops {
+		ops[i] = attnDecodeOp(r.device, s, bufs, layerWeights{}, i, rows)
+		ops[i].PDL = false
+	}
+	return r, ops
+}
+
+// timeAll is the time of one of ops, launched one behind the other in a graph: the median of several such runs, microseconds.
+func (r *rig) timeAll(b *testing.B, ops []op) float64 {
+	b.Helper()
+	before, err := driver.NewEvent()
+	require.NoError(b, err)
+	after, err := driver.NewEvent()
+	require.NoError(b, err)
+	r.run(ops...)
+	graph, err := driver.Capture(r.stream, func() error { r.enqueue(ops...); return nil })
+	require.NoError(b, err)
+	defer func() { require.NoError(b, graph.Destroy()) }()
+	var all []float64
+	for i := range max(b.N, 5) + 1 {
+		require.NoError(b, before.Record(r.stream))
+		require.NoError(b, r.context.Launch(graph, r.stream))
+		require.NoError(b, after.Record(r.stream))
+		require.NoError(b, after.Synchronize())
+		ms, err := before.Milliseconds(after)
+		require.NoError(b, err)
+		if i > 0 {
+			all = append(all, ms*1e3/float64(len(ops)))
+		}
+	}
+	slices.Sort(all)
+	return all[len(all)/2]
 }

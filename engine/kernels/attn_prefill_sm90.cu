@@ -14,7 +14,6 @@
 #define THREADS 384
 constexpr int QT = 128, KT = 128;
 constexpr int COLS = HEAD_DIM / 64;       // blocks of 64 columns
-constexpr u32 TILE_BYTES = KT * HEAD_DIM * 2;
 #if KV_FP8
 constexpr int RING = 4;
 #endif
@@ -110,7 +109,7 @@ DEVICE void copy(const Params& p, Shared& sh, const Work& w, int tid) {
 	const u64 keep = policy_evict_last();
 	copy_q(p, sh, w, keep);
 	auto load = [&](half_t(&to)[COLS][KT][64], int tile, bool is_v, u64* full) {
-		mbarrier_expect(full, TILE_BYTES);
+		mbarrier_expect(full, sizeof(to));
 		for (int r = 0; r < KT; r += PAGE) {
 			const i32 row = ((page_of(p, w, tile, r) * 2 + is_v) * KV_HEADS + blockIdx.x / GROUP) * PAGE;
 			for (int c = 0; c < COLS; c++) tensor_load(to[c][r], &p.kv, 64 * c, row, full, keep);

@@ -23,14 +23,31 @@ import (
 // exerciseOptions leave room for every way that a step can take: streaming kernels, tensor cores, the library.
 var exerciseOptions = backend.Options{MaxRows: 64, MaxTokens: 512, MaxContext: 512, NumPages: 64 * 8}
 
-// exerciseModels are two layers each: the families, and heads that the wgmma kernels do not take.
-func exerciseModels() map[string]*model.Config {
-	models := backendtest.Models()
-	small := *models["qwen2"]
-	small.NumHeads, small.NumKVHeads, small.HeadDim = 8, 2, 32
-	models["heads of 32"] = &small
-	models["mixture"] = mixtureModel(8, 2)
-	return models
+// exerciseCase is a model and how it is opened.
+type exerciseCase struct {
+	model   *model.Config
+	options backend.Options
+}
+
+// exerciseCases are two layers each: the families, heads that the wgmma kernels do not take, and every format of weights and cache.
+func exerciseCases() map[string]exerciseCase {
+	cases := map[string]exerciseCase{}
+	for name, cfg := range backendtest.Models() {
+		cases[name] = exerciseCase{cfg, exerciseOptions}
+	}
+	with := func(name, base string, change func(c *model.Config, o *backend.Options)) {
+		cfg, o := *backendtest.Models()[base], exerciseOptions
+		change(&cfg, &o)
+		cases[name] = exerciseCase{&cfg, o}
+	}
+	with("heads of 32", "qwen2", func(c *model.Config, _ *backend.Options) { c.NumHeads, c.NumKVHeads, c.HeadDim = 8, 2, 32 })
+	with("weights of e4m3", "llama", func(_ *model.Config, o *backend.Options) { o.Quantization = "fp8" })
+	with("cache of e4m3", "llama", func(_ *model.Config, o *backend.Options) { o.KVDType = kvFP8 })
+	with("weights of four bits", "llama", func(c *model.Config, _ *backend.Options) {
+		c.Quantization = &model.Quantization{Method: "awq", Scheme: "int4", Granularity: "group", GroupSize: 128}
+	})
+	cases["mixture"] = exerciseCase{mixtureModel(16, 4), exerciseOptions}
+	return cases
 }
 
 // exercise takes b through all kinds of steps, and returns what came out, bit for bit. With poison, all that a step must not take from
@@ -180,9 +197,9 @@ var notInSteps = map[string]string{"read_probe": "reads ten times the L2 at star
 func TestEveryKernelRuns(t *testing.T) {
 	needGPU(t)
 	ran := map[string]bool{}
-	for name, cfg := range exerciseModels() {
+	for name, c := range exerciseCases() {
 		t.Run(name, func(t *testing.T) {
-			b := openTest(t, cfg, weights.NewDummy(cfg), exerciseOptions, settings{})
+			b := openTest(t, c.model, weights.NewDummy(c.model), c.options, settings{})
 			for _, bits := range newExercise(t, b, false).all() {
 				require.NotEqual(t, uint32(0xDEAD), bits, "logits that are not finite")
 			}

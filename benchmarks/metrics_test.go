@@ -30,6 +30,11 @@ var metrics = []metric{
 	{"total-tok/s", "higher", "prompt and output tokens a second, over the whole run"},
 	{"floor-ms", "lower", "least time of a decode step: streamed weights and the KV cache at the mean context, over the device's measured read bandwidth"},
 	{"pct-of-floor", "higher", "100 x floor-ms / decode-ms"},
+	{"spec-tok/s", "higher", "decode rate of a static batch's prompts run as requests with speculation"},
+	{"accept-len", "higher", "tokens that a row with draft tokens gave, mean: 1 and more"},
+	{"accept-pct", "higher", "draft tokens that were accepted"},
+	{"speedup", "higher", "spec-tok/s / the rate of the static batch's decode steps, one launched ahead of the other"},
+	{"same-pct", "higher", "tokens up to each row's first difference from the static batch's: 100 but for near-ties of rounded logits"},
 	// Below: of many requests.
 	{"req/s", "higher", "completed requests over the whole run"},
 	{"in-tok/s", "higher", "prompt tokens of completed requests over the whole run"},
@@ -48,8 +53,8 @@ var metrics = []metric{
 // staticMetrics is the number of units at the table's head that belong to a static batch.
 var staticMetrics = slices.IndexFunc(metrics, func(m metric) bool { return m.unit == "req/s" })
 
-// sharedUnit is one of the head that many requests report, too.
-const sharedUnit = "total-tok/s"
+// sharedUnits are those of the head that many requests report, too.
+var sharedUnits = []string{"total-tok/s", "accept-len", "accept-pct"}
 
 // latencies are reported as mean, p50, p90, p95 and p99.
 var latencies = []struct{ name, definition string }{
@@ -85,7 +90,7 @@ func findMetric(unit string) *metric {
 func unitLines(static bool) string {
 	var out strings.Builder
 	for i, m := range metrics {
-		if m.better != "" && (static == (i < staticMetrics) || m.unit == sharedUnit) {
+		if m.better != "" && (static == (i < staticMetrics) || slices.Contains(sharedUnits, m.unit)) {
 			fmt.Fprintf(&out, "Unit %s better=%s\n", m.unit, m.better)
 		}
 	}
@@ -241,7 +246,7 @@ func mergePhases(rows []*row) []*row {
 	var merged []*row
 	for _, r := range rows {
 		name := r.name
-		for _, phase := range []string{"prefill", "decode", "total"} {
+		for _, phase := range []string{"prefill", "decode", "total", "speculate"} {
 			name = strings.TrimSuffix(name, "/phase="+phase)
 		}
 		i := slices.IndexFunc(merged, func(m *row) bool { return m.name == name })

@@ -32,7 +32,7 @@ func BenchmarkOfflineThroughput(b *testing.B) {
 		b.Fatal(err)
 	}
 	configLines.print(false, engineConfig(e))
-	name := fmt.Sprintf("model=%s/dtype=%s/%s", modelName(e.Options().ModelPath), e.Info().DType, set.caseName(samples, false))
+	name := fmt.Sprintf("model=%s/dtype=%s/%s", modelName(e.Options().ModelPath), e.Info().DType, set.caseName(samples, false)) + specName(e.Options())
 	if n, i := longest(samples); n > e.Info().MaxContext {
 		table.skip(name, fmt.Sprintf("request %d needs %d tokens of context, has %d: shorten it or raise --context-length", i+1, n, e.Info().MaxContext))
 		b.SkipNow()
@@ -47,6 +47,7 @@ func BenchmarkOfflineThroughput(b *testing.B) {
 	leaf(b, name, func(b *testing.B) {
 		var summaries []*load.Summary
 		var preempted []float64
+		var accepts [][]figure
 		card, cards := newCardMeter(e.Info().Name == "cuda"), []cardRun(nil)
 		for b.Loop() {
 			if !warm {
@@ -56,12 +57,14 @@ func BenchmarkOfflineThroughput(b *testing.B) {
 				warm = true
 			}
 			card.start()
+			before := e.Stats()
 			report, preemptions, err := offline(e, samples)
 			if err != nil {
 				b.Fatal(err)
 			}
 			s := load.Summarize(report, nil)
 			cards = append(cards, card.stop(s.OutputTokens))
+			accepts = append(accepts, acceptFigures(before, e.Stats()))
 			summaries, preempted = append(summaries, s), append(preempted, float64(preemptions))
 			if err := writeOffline(e, s); err != nil {
 				b.Fatal(err)
@@ -70,6 +73,7 @@ func BenchmarkOfflineThroughput(b *testing.B) {
 		var figures []figure
 		for i, s := range summaries {
 			f := append(throughputFigures(s), figure{"preemptions", preempted[i]})
+			f = append(f, accepts[i]...)
 			figures = append(figures, append(f, distFigures("itl", &s.ITL)...)...)
 		}
 		table.report(b, append(meanFigures(figures, len(summaries)), cardFigures(b.Name(), cards)...))

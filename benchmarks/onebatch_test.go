@@ -90,6 +90,7 @@ func (c *oneBatch) bench(b *testing.B) {
 	if set.given["chunked-prefill-size"] {
 		name += fmt.Sprintf("/chunk=%d", set.engine.ChunkedPrefillSize)
 	}
+	name += specName(c.engine.Options())
 	c.prompts = makePrompts(c.source, c.batch, c.in, c.engine.Info().VocabSize, uint64(set.datasetSeed))
 	c.taken, c.cards, c.card = map[string]int{}, map[*engine.StaticRun]cardRun{}, newCardMeter(c.engine.Info().Name == "cuda")
 	c.leaf(b, name, "prefill", c.prefillFigures)
@@ -101,6 +102,9 @@ func (c *oneBatch) bench(b *testing.B) {
 		}
 	}
 	c.leaf(b, name, "total", c.totalFigures)
+	if c.out > 1 && c.engine.Options().SpeculativeAlgorithm != "" {
+		c.speculate(b, name)
+	}
 	if set.profile.on {
 		c.profile(b, name)
 	}

@@ -1,0 +1,130 @@
+package benchmarks
+
+import (
+	"context"
+	"fmt"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/tokamak-engine/tokamak/engine"
+)
+
+// specName is the part of a row's name that tells of speculation; "" without.
+func specName(o engine.Options) string {
+	if o.SpeculativeAlgorithm == "" {
+		return ""
+	}
+	name := fmt.Sprintf("/spec=%s/drafts=%d", strings.ToLower(o.SpeculativeAlgorithm), o.SpeculativeNumTokens)
+	if o.SpeculativeEager {
+		name += "/adaptive=off"
+	}
+	return name
+}
+
+// acceptFigures are what an engine's counters say of speculation between two moments.
+func acceptFigures(before, after engine.Stats) []figure {
+	after.DraftedRowsTotal -= before.DraftedRowsTotal
+	after.DraftTokensTotal -= before.DraftTokensTotal
+	after.AcceptedTotal -= before.AcceptedTotal
+	length, ok := after.AcceptLength()
+	if !ok {
+		return nil
+	}
+	return []figure{{"accept-len", length}, {"accept-pct", 100 * float64(after.AcceptedTotal) / float64(after.DraftTokensTotal)}}
+}
+
+// generation is a batch run as requests: with the scheduler, and with guesses if the engine makes them.
+type generation struct {
+	decode time.Duration // from the last row's first token to its last
+	tokens [][]int32
+}
+
+// generate runs the batch's prompts as requests, greedily, whatever the end-of-sequence token.
+func (c *oneBatch) generate() (*generation, error) {
+	if err := c.engine.FlushCache(); err != nil {
+		return nil, err
+	}
+	g := &generation{tokens: make([][]int32, c.batch)}
+	outs, errs := make([]*engine.Output, c.batch), make([]error, c.batch)
+	var running sync.WaitGroup
+	for i := range c.batch {
+		running.Go(func() {
+			r := engine.Request{InputIDs: c.prompts[i], Sampling: engine.DefaultSampling(c.out)}
+			r.Sampling.IgnoreEOS = true
+			outs[i], errs[i] = c.engine.Generate(context.Background(), r)
+		})
+	}
+	running.Wait()
+	var first, last time.Time
+	for i, out := range outs {
+		if errs[i] != nil {
+			return nil, errs[i]
+		}
+		if len(out.TokenIDs) != c.out {
+			return nil, fmt.Errorf("row %d has %d tokens, want %d", i, len(out.TokenIDs), c.out)
+		}
+		g.tokens[i] = out.TokenIDs
+		if out.FirstToken.After(first) {
+			first = out.FirstToken
+		}
+		if out.Finished.After(last) {
+			last = out.Finished
+		}
+	}
+	g.decode = last.Sub(first)
+	return g, nil
+}
+
+// speculate times the batch as requests with guesses, and beside it the static batch with nothing but decode steps, one launched ahead
+// of the other: what speculation brings is the ratio of their rates, and the tokens should be the same.
+func (c *oneBatch) speculate(b *testing.B, name string) {
+	leaf(b, name+"/phase=speculate", func(b *testing.B) {
+		var rate, speedup, same float64
+		var accepts []figure
+		runs := 0.0
+		for b.Loop() {
+			if runs == 0 && !set.skipWarmup {
+				if _, err := c.generate(); err != nil { // costs are learnt, graphs are made
+					b.Fatal(err)
+				}
+			}
+			before := c.engine.Stats()
+			g, err := c.generate()
+			if err != nil {
+				b.Fatal(err)
+			}
+			accepts = append(accepts, acceptFigures(before, c.engine.Stats())...)
+			plain, err := c.engine.StaticBatchOverlapped(c.prompts, c.out, 0)
+			if err != nil {
+				b.Fatal(err)
+			}
+			var decode time.Duration
+			for _, step := range plain.Decode {
+				decode += step
+			}
+			rate += float64(c.batch*(c.out-1)) / g.decode.Seconds()
+			speedup += decode.Seconds() / g.decode.Seconds()
+			same += commonTokens(plain.Tokens, g.tokens)
+			runs++
+		}
+		f := []figure{{"spec-tok/s", rate / runs}, {"speedup", speedup / runs}, {"same-pct", 100 * same / runs}}
+		table.report(b, append(f, meanFigures(accepts, 2)...))
+	})
+}
+
+// commonTokens is the part of the tokens, row by row up to the first difference, that two runs have in common.
+func commonTokens(a, b [][]int32) float64 {
+	same, all := 0, 0
+	for i := range a {
+		all += len(a[i])
+		for j := range a[i] {
+			if a[i][j] != b[i][j] {
+				break
+			}
+			same++
+		}
+	}
+	return float64(same) / float64(all)
+}

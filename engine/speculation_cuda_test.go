@@ -1,0 +1,83 @@
+//go:build cuda
+
+package engine
+
+import (
+	"context"
+	"fmt"
+	"slices"
+	"sync"
+	"testing"
+
+	"github.com/stretchr/testify/require"
+)
+
+// TestSpeculationOnTheGPU: a request alone gets the same tokens and the same bits of log probabilities with guesses as without; among others,
+// and against an engine that takes no drafts, the same up to a near-tie.
+func TestSpeculationOnTheGPU(t *testing.T) {
+	requireGPU(t)
+	requests := guessers()
+	for i := range requests {
+		requests[i].Sampling.TopLogProbs = 5
+	}
+	run := func(e *Engine, r Request) *Output {
+		out, err := e.Generate(context.Background(), r)
+		require.NoError(t, err)
+		return out
+	}
+	// Of these a near-tie shows in the log probabilities.
+	ties := func(r *Request) bool { return r.Sampling.Temperature == 0 && r.Sampling.LogitBias == nil }
+	speculate := func(o *Options) {
+		o.SpeculativeAlgorithm, o.SpeculativeEager = "NGRAM", true
+	}
+	plain := openTinyOnGPU(t, func(*Options) {})
+	silent := openTinyOnGPU(t, func(o *Options) { // takes drafts and never has any
+		speculate(o)
+		o.SpeculativeNgramMin, o.SpeculativeNgramMax = 1000, 1000
+	})
+	e := openTinyOnGPU(t, speculate)
+	var alone []*Output
+	for i, r := range requests {
+		want, got := run(silent, r), run(e, r)
+		require.Equal(t, want.TokenIDs, got.TokenIDs, "request %d", i)
+		require.Equal(t, want.LogProbs, got.LogProbs, "request %d", i)
+		alone = append(alone, got)
+		if ties(&r) {
+			_, _, err := sameUpToATie(&r, run(plain, r), got)
+			require.NoError(t, err, "request %d", i)
+		}
+	}
+	require.Zero(t, silent.Stats().DraftTokensTotal)
+	s := e.Stats()
+	require.Positive(t, s.AcceptedTotal)
+	require.Less(t, s.AcceptedTotal, s.DraftTokensTotal)
+	length, _ := s.AcceptLength()
+	t.Logf("accept length %.2f, %d of %d drafts", length, s.AcceptedTotal, s.DraftTokensTotal)
+
+	var wg sync.WaitGroup
+	for i, r := range requests {
+		if !ties(&r) {
+			continue
+		}
+		wg.Go(func() {
+			out, err := e.Generate(context.Background(), r)
+			if err == nil {
+				_, _, err = sameUpToATie(&r, alone[i], out)
+			}
+			if err != nil {
+				t.Errorf("request %d: %v\nalone %v\nhere  %v", i, err, alone[i].TokenIDs, out.TokenIDs)
+			}
+		})
+	}
+	wg.Wait()
+
+	exact := openTinyOnGPU(t, func(o *Options) { speculate(o); o.Deterministic = true })
+	base := openTinyOnGPU(t, func(o *Options) { o.Deterministic = true })
+	for i, r := range requests {
+		want, got := run(base, r), run(exact, r)
+		require.Equal(t, want.TokenIDs, got.TokenIDs, "deterministic, request %d", i)
+		require.Equal(t, fmt.Sprint(want.LogProbs), fmt.Sprint(got.LogProbs), "deterministic, request %d", i)
+	}
+	require.Positive(t, exact.Stats().AcceptedTotal)
+	require.False(t, slices.ContainsFunc(alone, func(o *Output) bool { return len(o.TokenIDs) == 0 }))
+}

@@ -76,6 +76,9 @@ func Open(ctx context.Context, path string, opts ...Opt) (_ *Engine, err error) 
 	if o.ContextLength > e.config.MaxPositions {
 		return nil, &OptionError{"context-length", fmt.Sprint(o.ContextLength), fmt.Sprintf("at most the model's %d tokens", e.config.MaxPositions)}
 	}
+	if err := checkQuantization(o.Quantization, e.config); err != nil {
+		return nil, err
+	}
 	if e.tokenizer, err = src.tokenizer(o, e.config); err != nil {
 		return nil, err
 	}

@@ -129,6 +129,26 @@ func (s *source) tokenizer(o *Options, cfg *model.Config) (*tokenizer.Tokenizer,
 	return t, t.CheckVocab(cfg.VocabSize)
 }
 
+const quantizeFP8 = "fp8"
+
+// checkQuantization holds the form of weights that is asked for to the one that the checkpoint is stored in. fp8 may be made at load; the
+// others are stored or they are not. Kernels of several names elsewhere are one here.
+func checkQuantization(asked string, cfg *model.Config) error {
+	stored, scheme := "", ""
+	if q := cfg.Quantization; q != nil {
+		stored, scheme = q.Method, q.Scheme
+	}
+	switch {
+	case asked == "" || strings.TrimSuffix(asked, "_marlin") == stored:
+		return nil
+	case asked == quantizeFP8 && (stored == "" || scheme == quantizeFP8):
+		return nil
+	case stored == "":
+		return &OptionError{"quantization", asked, "fp8 or nothing: the checkpoint's weights are not quantised"}
+	}
+	return &OptionError{"quantization", asked, fmt.Sprintf("%s or nothing: so the checkpoint is stored", stored)}
+}
+
 // openBackend opens the device that o asks for. It must be called by the goroutine that will use the backend.
 func openBackend(o *Options, cfg *model.Config, w *weights.Store, b backend.Options) (backend.Backend, error) {
 	device := o.Device
@@ -158,9 +178,12 @@ const pageSizeForTokens = 16
 func backendOptions(o *Options, cfg *model.Config, progress func(string, float64, float64, string)) backend.Options {
 	b := backend.Options{
 		MaxRows: o.MaxRunningRequests, MaxTokens: o.MaxPrefillTokens, MaxContext: o.ContextLength, PageSize: o.PageSize,
-		MemFraction: o.MemFractionStatic, KVDType: o.KVCacheDType, DType: o.DType, Quantization: o.Quantization,
+		MemFraction: o.MemFractionStatic, KVDType: o.KVCacheDType, DType: o.DType,
 		Threads: o.Threads, DisableGraph: o.DisableCUDAGraph, Deterministic: o.Deterministic, Progress: progress,
 		SimulateUniformExperts: o.SimulateUniformExperts,
+	}
+	if o.Quantization == quantizeFP8 {
+		b.Quantization = quantizeFP8 // the other forms are the checkpoint's own
 	}
 	if o.speculates() {
 		b.MaxVerify = verifyTokens

@@ -53,6 +53,32 @@ func TestTheRealModelSaysWhatItShould(t *testing.T) {
 	}
 }
 
+func TestQuantizationConfirmsTheCheckpoint(t *testing.T) {
+	stored := func(method, scheme string) *model.Config {
+		return &model.Config{Quantization: &model.Quantization{Method: method, Scheme: scheme}}
+	}
+	plain, awq, gptq := &model.Config{}, stored("awq", "int4"), stored("gptq", "int4")
+	for _, c := range []struct {
+		asked  string
+		config *model.Config
+		want   string
+	}{
+		{"", plain, ""}, {"", awq, ""}, {"fp8", plain, ""}, {"awq", awq, ""}, {"awq_marlin", awq, ""}, {"gptq_marlin", gptq, ""},
+		{"fp8", stored("modelopt", "fp8"), ""}, {"compressed-tensors", stored("compressed-tensors", "int4"), ""}, {"fp8", stored("compressed-tensors", "fp8"), ""},
+		{"awq", plain, "fp8 or nothing: the checkpoint's weights are not quantised"}, {"awq", gptq, "gptq or nothing: so the checkpoint is stored"},
+		{"fp8", awq, "awq or nothing: so the checkpoint is stored"}, {"gptq_marlin", awq, "awq or nothing: so the checkpoint is stored"},
+	} {
+		err := checkQuantization(c.asked, c.config)
+		if c.want == "" {
+			require.NoError(t, err, "%q", c.asked)
+			continue
+		}
+		var e *OptionError
+		require.ErrorAs(t, err, &e, "%q", c.asked)
+		require.ErrorContains(t, err, c.want)
+	}
+}
+
 func TestOpenTellsWhatIsWrong(t *testing.T) {
 	tiny, err := configs.Dir("tiny")
 	require.NoError(t, err)

@@ -55,7 +55,7 @@ func attnDecodeOp(d device, s shape, b *buffers, w layerWeights, layer, rows int
 	p := attnDecodeParams{QKV: b.QKV, KV: b.KV + ptr(int64(layer)*s.layerKVBytes()), Out: b.Att, QNorm: w.QNorm, KNorm: w.KNorm, Rope: b.Rope,
 		RowSlot: b.RowSlot, RowCtx: b.RowCtx, PageTable: b.PageTable, Arrived: b.AttnScratch, Part: b.AttnScratch + ptr(attnCounterBytes(s)),
 		Scale: attnScale(s) * w.KV.k(), ToK: 1 / w.KV.k(), ToV: 1 / w.KV.v(), OfV: w.KV.v()}
-	return op{Name: "attn_decode", Unit: unit{File: "attn_decode.cu", Symbol: "attn_decode", Defines: fmt.Sprintf("CTAS=%d KV_FP8=%d TILE=%d", attnDecodeCTAs, s.kvFP8(), s.attnDecodeTile())}, Grid: [3]int{attnSplits(d, s, rows), s.KVHeads, rows},
+	return op{Name: "attn_decode", Context: contextOfDecode, Unit: unit{File: "attn_decode.cu", Symbol: "attn_decode", Defines: fmt.Sprintf("CTAS=%d KV_FP8=%d TILE=%d", attnDecodeCTAs, s.kvFP8(), s.attnDecodeTile())}, Grid: [3]int{attnSplits(d, s, rows), s.KVHeads, rows},
 		Block: attnDecodeThreads, PDL: true, Params: paramBytes(&p), Bytes: int64(rows) * int64(s.qkvDim()+s.qDim()) * bf16Bytes}
 }
 

@@ -37,7 +37,7 @@ func attnPrefillOp(d device, s shape, b *buffers, w layerWeights, layer, decode,
 	}
 	p := attnPrefillParams{QKV: b.QKV, KV: b.KV + ptr(int64(layer)*s.layerKVBytes()), Out: b.Att, RowSlot: b.RowSlot, RowPos: b.RowPos, RowLen: b.RowLen,
 		RowStart: b.RowStart, PageTable: b.PageTable, Scale: attnScale(s) * w.KV.k(), OfV: w.KV.v(), FirstRow: int32(decode)}
-	return op{Name: "attn_prefill", Unit: unit{File: "attn_prefill.cu", Symbol: "attn_prefill", Defines: fmt.Sprintf("KV_FP8=%d", s.kvFP8())},
+	return op{Name: "attn_prefill", Context: contextOfPrefill, Unit: unit{File: "attn_prefill.cu", Symbol: "attn_prefill", Defines: fmt.Sprintf("KV_FP8=%d", s.kvFP8())},
 		Grid: [3]int{s.Heads, ceilDiv(longest, attnPrefillTile), rows - decode}, Block: attnPrefillThreads,
 		Smem: 2 * 2 * attnPrefillKeys * (s.Dim + 8) * bf16Bytes, PDL: true, Params: paramBytes(&p)}
 }
@@ -54,7 +54,7 @@ func attnPrefill90Op(s shape, b *buffers, w layerWeights, layer, decode, rows, l
 	} else if b.KV != 0 {
 		p.KV = tensorMap(b.KV+ptr(int64(layer)*s.layerKVBytes()), s.NumPages*2*s.KVHeads*s.Page, s.Dim, s.Page)
 	}
-	return op{Name: "attn_prefill", Unit: unit{File: "attn_prefill_sm90.cu", Symbol: "attn_prefill_sm90", Defines: fmt.Sprintf("KV_FP8=%d", s.kvFP8())},
+	return op{Name: "attn_prefill", Context: contextOfPrefill, Unit: unit{File: "attn_prefill_sm90.cu", Symbol: "attn_prefill_sm90", Defines: fmt.Sprintf("KV_FP8=%d", s.kvFP8())},
 		Grid: [3]int{s.Heads, ceilDiv(longest, attnPrefillTile), rows - decode}, Block: 384,
 		Smem: smem, PDL: true, Params: paramBytes(&p)}
 }

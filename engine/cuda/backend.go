@@ -32,11 +32,10 @@ type Backend struct {
 	functions    map[unit]*driver.Function
 	modules      map[unit]driver.Module
 	graphs       map[stepShape]*driver.Graph
-	eager        map[stepShape][]node     // decode steps without a graph
-	graphOps     map[stepShape][]trace.Op // what each graph holds, for profilers
-	graphNodes   map[stepShape][]node     // likewise, where stamps are on
-	stamps       *stamps                  // nil: kernels note nothing
-	seen         map[stepShape]int        // how often a small step with prompts came
+	eager        map[stepShape][]node      // decode steps without a graph
+	graphOps     map[stepShape][]plannedOp // what each graph holds, for profilers
+	stamps       *stamps                   // nil: kernels note nothing
+	seen         map[stepShape]int         // how often a small step with prompts came
 	noGraph      bool
 	promptGraphs int // of graphs
 	openTime     time.Duration

@@ -168,7 +168,7 @@ func (p *planner) productFP8(g product) []node {
 	case g.swiglu:
 		source = quantizeSwiGLU
 	}
-	call := driver.GEMM{M: g.m, N: g.n, K: g.k, W: g.w.Data, X: b.QX, Y: g.y, Bias: g.bias, Accumulate: g.end == epilogueResidual, FP8: true, WScale: g.w.Scales, XScale: b.QScale}
+	call := driver.GEMM{Name: "gemm_fp8_" + g.name, M: g.m, N: g.n, K: g.k, W: g.w.Data, X: b.QX, Y: g.y, Bias: g.bias, Accumulate: g.end == epilogueResidual, FP8: true, WScale: g.w.Scales, XScale: b.QScale}
 	nodes := nodesOf(fp8QuantizeOp(b, source, g.x, g.gamma, g.m, g.k))
 	if g.end != epilogueSwiGLU {
 		return append(nodes, p.blas(call)...)

@@ -150,7 +150,7 @@ func (p *planner) moe(st stepShape, l layerWeights) []node {
 		return nodesOf(moeRouterOp(s, b, l, m), moeGateUpOp(d, s, b, l, m), moeDownOp(d, s, b, l, m))
 	}
 	nodes := nodesOf(rmsnormOp(d, s, b, l.Norm2, m))
-	nodes = append(nodes, p.blas(driver.GEMM{M: m, N: s.MoE.Experts, K: s.Hidden, W: l.Router, X: b.XN, Y: b.MoE.Logits, F32: true})...)
+	nodes = append(nodes, p.blas(driver.GEMM{Name: "gemm_router", M: m, N: s.MoE.Experts, K: s.Hidden, W: l.Router, X: b.XN, Y: b.MoE.Logits, F32: true})...)
 	t := s.moeTile(m)
 	return append(nodes, nodesOf(moeTopKOp(s, b, l, m), moeSortOp(s, b, m), moePermuteOp(s, b, m), moeGEMMGateUpOp(d, s, b, l, m, t), moeGEMMDownOp(d, s, b, l, m, t),
 		moeCombineOp(s, b, m))...)

@@ -29,10 +29,11 @@ type op struct {
 	Cluster int // CTAs of a cluster along x; 0: no cluster
 	// PDL lets the kernel start before the one in front of it has ended. Every CTA of such a kernel executes
 	// griddepcontrol.wait before it touches what that one wrote.
-	PDL    bool
-	Params []byte // the kernel's one parameter, a struct
-	Bytes  int64  // global memory the kernel must move at least
-	FLOPs  int64
+	PDL     bool
+	Params  []byte // the kernel's one parameter, a struct
+	Bytes   int64  // global memory the kernel must move at least
+	FLOPs   int64
+	Context contextOf // of which rows it reads the context, for traces
 }
 
 // device is what a kernel's tile choice may look at.

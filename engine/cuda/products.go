@@ -54,7 +54,7 @@ func (p *planner) head(st stepShape) (nodes []node, full bool) {
 
 // headLogits multiplies m normed rows xs by the head.
 func (p *planner) headLogits(m int) []node {
-	return p.blas(driver.GEMM{M: m, N: p.shape.Vocab, K: p.shape.Hidden, W: p.buffers.Head.Data, X: p.buffers.XS, Y: p.buffers.Logits, F32: true})
+	return p.blas(driver.GEMM{Name: "gemm_head", M: m, N: p.shape.Vocab, K: p.shape.Hidden, W: p.buffers.Head.Data, X: p.buffers.XS, Y: p.buffers.Logits, F32: true})
 }
 
 // product lists what runs g.
@@ -91,7 +91,7 @@ func (p *planner) productBF16(g product) []node {
 
 // productBLAS leaves g, whose x is normed and whose weight is bf16, to cuBLASLt.
 func (p *planner) productBLAS(g product) []node {
-	call := driver.GEMM{M: g.m, N: g.n, K: g.k, W: g.w.Data, X: g.x, Y: g.y, Bias: g.bias, Accumulate: g.end == epilogueResidual}
+	call := driver.GEMM{Name: "gemm_" + g.name, M: g.m, N: g.n, K: g.k, W: g.w.Data, X: g.x, Y: g.y, Bias: g.bias, Accumulate: g.end == epilogueResidual}
 	if g.end == epilogueSwiGLU {
 		call.Y = p.buffers.GU
 		return append(p.blas(call), nodesOf(siluMulOp(p.device, p.shape, p.buffers, g.m))...)

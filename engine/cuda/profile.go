@@ -10,34 +10,33 @@ import (
 	"github.com/tokamak-engine/tokamak/engine/trace"
 )
 
+// plannedOp is an operation of a plan, as profilers are told of it: all of it comes from the node, and nothing knows it by its name.
+type plannedOp struct {
+	op      trace.Op
+	context contextOf
+	unit    uint64 // as which its kernel notes time stamps; 0: it does not
+}
+
+// contextOf says whose context an operation reads beside its Bytes: that depends on the batch, and a plan is made for many.
+type contextOf uint8
+
+const (
+	noContext contextOf = iota
+	contextOfDecode
+	contextOfPrefill
+)
+
 // noteGraph keeps what a graph holds, with the stack of its capture, for the profilers that see its replays.
 func (b *Backend) noteGraph(st stepShape, nodes []node) {
 	if b.graphOps == nil {
-		b.graphOps = map[stepShape][]trace.Op{}
+		b.graphOps = map[stepShape][]plannedOp{}
 	}
-	b.graphOps[st] = b.traceOps(nodes, trace.Stack(1))
-	if b.stamps != nil {
-		if b.graphNodes == nil {
-			b.graphNodes = map[stepShape][]node{}
-		}
-		b.graphNodes[st] = nodes
-	}
+	b.graphOps[st] = b.plannedOps(nodes, trace.Stack(1))
 }
 
 // tellGraph tells a profiler, if there is one, what the graph launched next holds.
 func (b *Backend) tellGraph(st stepShape, batch *backend.Batch) {
-	wanted := trace.WantOps()
-	if !wanted && b.stamps == nil {
-		return
-	}
-	ops := b.graphOps[st]
-	if wanted {
-		ops = b.attentionOf(batch, slices.Clone(ops))
-		trace.StepOps(true, ops)
-	}
-	if b.stamps != nil {
-		b.stamps.plan(uint64(b.launched)-1, b.graphNodes[st], ops)
-	}
+	b.tellPlanned(true, b.graphOps[st], batch)
 }
 
 // tell tells a profiler, if there is one, what is launched next, kernel by kernel.
@@ -45,15 +44,27 @@ func (b *Backend) tell(nodes []node, batch *backend.Batch) {
 	if !trace.WantOps() && b.stamps == nil {
 		return
 	}
-	ops := b.attentionOf(batch, b.traceOps(nodes, trace.Stack(1)))
-	trace.StepOps(false, ops)
 	if b.stamps != nil {
-		for i := range nodes { // a module is loaded at its first launch, and its kernels have a number from then on
+		for i := range nodes { // a kernel has a number for its stamps from when its module is loaded
 			if nodes[i].op != nil {
 				_, _ = b.function(nodes[i].op.Unit) // the launch tells of an error
 			}
 		}
-		b.stamps.plan(uint64(b.launched)-1, nodes, ops)
+	}
+	b.tellPlanned(false, b.plannedOps(nodes, trace.Stack(1)), batch)
+}
+
+func (b *Backend) tellPlanned(graph bool, planned []plannedOp, batch *backend.Batch) {
+	if trace.WantOps() || trace.WantTimes() {
+		planned = b.withContext(batch, planned)
+		ops := make([]trace.Op, len(planned))
+		for i := range planned {
+			ops[i] = planned[i].op
+		}
+		trace.StepOps(graph, ops)
+	}
+	if b.stamps != nil {
+		b.stamps.plans[uint64(b.launched)-1] = planned
 	}
 }
 
@@ -64,7 +75,7 @@ func (b *Backend) markNode(n *node) {
 	case n.op != nil:
 		name = n.op.Name
 	case n.gemm != nil:
-		name = b.shape.gemmName(n.gemm)
+		name = n.gemm.Name
 	}
 	trace.NextNode(n.layer-1, name)
 }
@@ -76,73 +87,62 @@ func (b *Backend) tellOp(o *op) {
 	}
 }
 
-// attentionOf adds to attention's operations what depends on the rows and is in no plan: keys and values of each row's context read once,
-// and two products of every query with each position before it.
-func (b *Backend) attentionOf(batch *backend.Batch, ops []trace.Op) []trace.Op {
-	var decode, prefill struct{ bytes, flops int64 }
+// withContext is planned with what depends on the rows and is in no plan: attention reads keys and values of each row's context once, and
+// makes two products of every query with each position before it.
+func (b *Backend) withContext(batch *backend.Batch, planned []plannedOp) []plannedOp {
+	var parts [contextOfPrefill + 1]struct{ bytes, flops int64 }
 	perToken := b.info.KVBytesPerToken / int64(b.shape.Layers)
 	perPair := 4 * int64(b.shape.qDim())
 	for i := range batch.Rows {
 		r := &batch.Rows[i]
 		n, before := int64(r.NumTokens()), int64(r.Position)
-		part := &prefill
+		part := &parts[contextOfPrefill]
 		if len(r.Tokens) == 0 {
-			part = &decode
+			part = &parts[contextOfDecode]
 		}
 		part.bytes += (before + n) * perToken
 		part.flops += (n*before + n*(n+1)/2) * perPair
 	}
-	for i := range ops {
-		switch o := &ops[i]; o.Name {
-		case "attn_decode":
-			o.Bytes, o.FLOPs = o.Bytes+decode.bytes, o.FLOPs+decode.flops
-		case "attn_prefill":
-			o.Bytes, o.FLOPs = o.Bytes+prefill.bytes, o.FLOPs+prefill.flops
-		}
+	planned = slices.Clone(planned)
+	for i := range planned {
+		o := &planned[i]
+		o.op.Bytes, o.op.FLOPs = o.op.Bytes+parts[o.context].bytes, o.op.FLOPs+parts[o.context].flops
 	}
-	return ops
+	return planned
 }
 
-func (b *Backend) traceOps(nodes []node, stack []uintptr) []trace.Op {
-	ops := make([]trace.Op, 0, len(nodes))
+func (b *Backend) plannedOps(nodes []node, stack []uintptr) []plannedOp {
+	planned := make([]plannedOp, 0, len(nodes))
 	for _, n := range nodes {
-		o := trace.Op{Layer: n.layer - 1, Stack: stack}
+		o := plannedOp{op: trace.Op{Layer: n.layer - 1, Stack: stack}}
 		switch {
 		case n.op != nil:
-			o.Name, o.Symbol, o.Bytes, o.FLOPs = n.op.Name, n.op.Unit.Symbol, n.op.Bytes, n.op.FLOPs
+			o.op.Name, o.op.Symbol, o.op.Bytes, o.op.FLOPs, o.context = n.op.Name, n.op.Unit.Symbol, n.op.Bytes, n.op.FLOPs, n.op.Context
+			if b.stamps != nil {
+				o.unit = b.stamps.units[n.op.Unit]
+			}
 		case n.gemm != nil:
-			o.Name, o.Bytes, o.FLOPs = b.shape.gemmName(n.gemm), gemmBytes(n.gemm), 2*int64(n.gemm.M)*int64(n.gemm.N)*int64(n.gemm.K)
+			g := n.gemm
+			o.op.Name, o.op.Bytes, o.op.FLOPs, o.op.FP8 = g.Name, gemmBytes(g), 2*int64(g.M)*int64(g.N)*int64(g.K), g.FP8
 		default:
 			continue // a hook's copies are seen as what they are
 		}
-		ops = append(ops, o)
+		planned = append(planned, o)
 	}
-	return ops
-}
-
-// gemmName is the operation that a matrix product of this shape is.
-func (s shape) gemmName(g *driver.GEMM) string {
-	switch {
-	case g.N == s.Vocab:
-		return "gemm_head"
-	case g.N == 2*s.Inter:
-		return "gemm_gate_up"
-	case g.N == s.qkvDim() && g.K == s.Hidden && !g.Accumulate:
-		return "gemm_qkv"
-	case g.K == s.Inter:
-		return "gemm_down"
-	}
-	return "gemm_o"
+	return planned
 }
 
 // gemmBytes is what a product must move: weights, inputs and outputs once.
 func gemmBytes(g *driver.GEMM) int64 {
-	out := int64(bf16Bytes)
+	in, out := int64(bf16Bytes), int64(bf16Bytes)
+	if g.FP8 {
+		in = 1
+	}
 	if g.F32 {
 		out = 4
 	}
 	if g.Accumulate {
 		out *= 2
 	}
-	return int64(g.N)*int64(g.K)*bf16Bytes + int64(g.M)*int64(g.K)*bf16Bytes + int64(g.M)*int64(g.N)*out
+	return int64(g.N)*int64(g.K)*in + int64(g.M)*int64(g.K)*in + int64(g.M)*int64(g.N)*out
 }

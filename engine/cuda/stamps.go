@@ -31,17 +31,11 @@ type stamps struct {
 	ring   []stamp
 	units  map[unit]uint64
 	base   time.Time
-	plans  map[uint64][]stampOp // of steps in flight, by the device's number
+	plans  map[uint64][]plannedOp // of steps in flight, by the device's number
 
 	last   uint64        // device time of the newest note that was read; 0: nobody asked of late
 	offset time.Duration // host time since base less device time: the least seen, which is the device's clock and the quickest answer
 	notes  []stamp       // read, in order, and maybe of a later step
-}
-
-// stampOp is an operation of a step's plan.
-type stampOp struct {
-	op   trace.Op
-	unit uint64 // 0: a library's, which notes nothing
 }
 
 func newStamps() (*stamps, error) {
@@ -50,7 +44,7 @@ func newStamps() (*stamps, error) {
 		return nil, fmt.Errorf("ring of time stamps: %w", err)
 	}
 	clear(m.Bytes)
-	return &stamps{memory: m, ring: view[stamp](m, 0, stampPlaces), units: map[unit]uint64{}, base: time.Now(), plans: map[uint64][]stampOp{}}, nil
+	return &stamps{memory: m, ring: view[stamp](m, 0, stampPlaces), units: map[unit]uint64{}, base: time.Now(), plans: map[uint64][]plannedOp{}}, nil
 }
 
 func (s *stamps) free() {
@@ -74,22 +68,6 @@ func (s *stamps) attach(u unit, m driver.Module) error {
 		return err
 	}
 	return driver.Write(name, bytesOf([]uint64{s.units[u]}))
-}
-
-// plan keeps what a step runs until it is awaited.
-func (s *stamps) plan(index uint64, nodes []node, ops []trace.Op) {
-	list := make([]stampOp, 0, len(ops))
-	for i := range nodes {
-		if nodes[i].op == nil && nodes[i].gemm == nil {
-			continue
-		}
-		o := stampOp{op: ops[len(list)]}
-		if nodes[i].op != nil {
-			o.unit = s.units[nodes[i].op.Unit]
-		}
-		list = append(list, o)
-	}
-	s.plans[index] = list
 }
 
 // tell gives a profiler, if there is one, the times of a step that was awaited just now.
@@ -139,7 +117,7 @@ func (s *stamps) read(now time.Time) {
 
 // stepNotes finds the notes of a step that has ended among notes, which are in order and may be of steps before and after it: it is the
 // latest stretch that begins with the plan's first kernel and holds its last one.
-func stepNotes(plan []stampOp, notes []stamp) (mine, later []stamp) {
+func stepNotes(plan []plannedOp, notes []stamp) (mine, later []stamp) {
 	first, last := uint64(0), uint64(0)
 	for i := range plan {
 		if u := plan[i].unit; u != 0 {
@@ -165,7 +143,7 @@ func stepNotes(plan []stampOp, notes []stamp) (mine, later []stamp) {
 
 // timesOf joins a step's plan with its notes. An operation lasts until the next one that notes its beginning, and what cannot be told from
 // it is joined to it. The end of the last one nobody notes, so that it is left out.
-func timesOf(plan []stampOp, notes []stamp, host func(uint64) time.Time) []trace.Time {
+func timesOf(plan []plannedOp, notes []stamp, host func(uint64) time.Time) []trace.Time {
 	var times []trace.Time
 	next := 0 // operation
 	for _, n := range notes {

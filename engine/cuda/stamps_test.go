@@ -16,11 +16,11 @@ import (
 )
 
 // aPlan is two layers of a small step: unit 2 is in every layer, unit 0 a library's product.
-func aPlan() []stampOp {
-	o := func(name string, layer int, unit uint64) stampOp {
-		return stampOp{trace.Op{Name: name, Layer: layer, Bytes: 10, FLOPs: 3}, unit}
+func aPlan() []plannedOp {
+	o := func(name string, layer int, unit uint64) plannedOp {
+		return plannedOp{op: trace.Op{Name: name, Layer: layer, Bytes: 10, FLOPs: 3}, unit: unit}
 	}
-	return []stampOp{o("advance", -1, 1), o("norm", 0, 2), o("gemm", 0, 0), o("attention", 0, 3), o("norm", 1, 2), o("gemm", 1, 0), o("attention", 1, 3), o("publish", -1, 4)}
+	return []plannedOp{o("advance", -1, 1), o("norm", 0, 2), o("gemm", 0, 0), o("attention", 0, 3), o("norm", 1, 2), o("gemm", 1, 0), o("attention", 1, 3), o("publish", -1, 4)}
 }
 
 // ofStep are the notes of such a step that begins at the time given.
@@ -30,7 +30,7 @@ func ofStep(at uint64) []stamp {
 
 // testStamps has a ring in ordinary memory.
 func testStamps() *stamps {
-	return &stamps{ring: make([]stamp, stampPlaces), base: time.Now(), plans: map[uint64][]stampOp{}}
+	return &stamps{ring: make([]stamp, stampPlaces), base: time.Now(), plans: map[uint64][]plannedOp{}}
 }
 
 func (s *stamps) note(notes ...stamp) {

@@ -158,6 +158,7 @@ func ltCheck(op string, status C.int) error {
 
 // GEMM is one product: Y[M,N] = X[M,K] W[N,K]ᵀ, row-major, X and W bf16 or e4m3, sums in fp32.
 type GEMM struct {
+	Name       string // for traces and tables: "gemm_qkv"
 	M, N, K    int
 	W, X, Y    Ptr
 	F32        bool // Y is fp32, else bf16

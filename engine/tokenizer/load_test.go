@@ -204,7 +204,7 @@ func FuzzRoundTrip(f *testing.F) {
 	})
 }
 
-// FuzzChatTemplate: whatever the template, an error or a text, in bounded time.
+// FuzzChatTemplate: whatever the template, an error of one line or a text, and no more memory than it may have.
 func FuzzChatTemplate(f *testing.F) {
 	files, err := filepath.Glob(filepath.Join(goldens, "templates", "*.jinja"))
 	require.NoError(f, err)
@@ -213,11 +213,31 @@ func FuzzChatTemplate(f *testing.F) {
 		require.NoError(f, err)
 		f.Add(string(data))
 	}
+	var golden struct{ Cases []struct{ Template string } }
+	data, err := os.ReadFile(filepath.Join(goldens, "jinja.json"))
+	require.NoError(f, err)
+	require.NoError(f, json.Unmarshal(data, &golden))
+	for _, c := range golden.Cases {
+		f.Add(c.Template)
+	}
+	for _, source := range hostileTemplates() {
+		if len(source) < 1000 {
+			f.Add(source)
+		}
+	}
 	f.Fuzz(func(t *testing.T, source string) {
 		tk := &Tokenizer{}
-		if err := tk.SetChatTemplate(source); err != nil {
-			return
+		spent := allocated(func() {
+			err := tk.SetChatTemplate(source)
+			if err == nil {
+				_, err = tk.ApplyChatTemplate([]Message{{Role: "user", Content: "hi"}, {Role: "assistant", Content: "ho"}}, ChatOptions{Tools: []json.RawMessage{[]byte(`{"a":[1,2.5,null]}`)}})
+			}
+			if err != nil && strings.Contains(err.Error(), "\n") && !strings.Contains(source, "raise_exception") {
+				t.Errorf("%q is more than a line", err)
+			}
+		})
+		if most := uint64(4*renderBytes + 200*len(source)); spent > most {
+			t.Errorf("%d bytes allocated, want at most %d", spent, most)
 		}
-		_, _ = tk.ApplyChatTemplate([]Message{{Role: "user", Content: "hi"}}, ChatOptions{})
 	})
 }

@@ -3,6 +3,8 @@ package tokenizer
 import (
 	"encoding/json"
 	"fmt"
+	"os"
+	"path/filepath"
 	"runtime"
 	"strings"
 	"testing"
@@ -10,6 +12,8 @@ import (
 
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
+
+	"github.com/tokamak-engine/tokamak/engine/tokenizer/jinja"
 )
 
 func allocated(f func()) uint64 {
@@ -77,13 +81,12 @@ func TestHostileConversationsMemory(t *testing.T) {
 	}
 }
 
-// TestTemplatesMemory holds what a template that a model brings may take: a second or so, and memory within its budget, whatever it
-// tries. What each of these would make without one is in its name.
-func TestTemplatesMemory(t *testing.T) {
+// hostileTemplates try to take what they can. What each would make of a machine without a budget is in its name.
+func hostileTemplates() map[string]string {
 	double := func(op string) string {
 		return `{% set ns = namespace(x='aaaaaaaaaa') %}{% for i in range(60) %}{% set ns.x = ` + op + ` %}{% endfor %}{{ ns.x | length }}`
 	}
-	for name, source := range map[string]string{
+	return map[string]string{
 		"10 GB string":              `{{ 'a' * 10**10 }}`,
 		"10 GB string, turned":      `{{ 10**10 * 'a' }}`,
 		"huge number of bytes":      `{{ 'abc' * 9223372036854775807 }}`,
@@ -137,7 +140,12 @@ func TestTemplatesMemory(t *testing.T) {
 		"a row of attributes":       `{{ x` + strings.Repeat(`.x`, 250_000) + ` }}`,
 		"a row of filters":          `{{ 'a'` + strings.Repeat(`|string`, 140_000) + ` }}`,
 		"a row of conditions":       `{{ 1` + strings.Repeat(` if 1`, 200_000) + ` }}`,
-	} {
+	}
+}
+
+// TestTemplatesMemory holds what a template that a model brings may take: a second or so, and memory within its budget, whatever it tries.
+func TestTemplatesMemory(t *testing.T) {
+	for name, source := range hostileTemplates() {
 		t.Run(name, func(t *testing.T) {
 			tk := &Tokenizer{}
 			start := time.Now()
@@ -154,5 +162,34 @@ func TestTemplatesMemory(t *testing.T) {
 			assert.Less(t, time.Since(start), 20*time.Second, "a second on a machine of its own: %v", err)
 			t.Logf("%d MB, %v: %v", spent>>20, time.Since(start).Round(time.Millisecond), err)
 		})
+	}
+}
+
+// TestTemplatesNeedLittle renders long conversations with real templates within an eighth of what they may take.
+func TestTemplatesNeedLittle(t *testing.T) {
+	files, err := filepath.Glob(filepath.Join(goldens, "templates", "*.jinja"))
+	require.NoError(t, err)
+	require.NotEmpty(t, files)
+	var short, long []Message
+	for i := range 2000 {
+		short = append(short, Message{Role: []string{"user", "assistant"}[i%2], Content: "hi"})
+	}
+	for i := range 20 {
+		long = append(long, Message{Role: []string{"user", "assistant"}[i%2], Content: strings.Repeat("What <b>is</b> it?\n", 10_000)})
+	}
+	for _, file := range files {
+		source, err := os.ReadFile(file)
+		require.NoError(t, err)
+		template, err := jinja.Parse(string(source))
+		require.NoError(t, err)
+		for name, messages := range map[string][]Message{"short": short, "long": long} {
+			tk := &Tokenizer{specialTexts: map[string]string{"bos_token": "<s>", "eos_token": "</s>"}}
+			data, err := tk.chatData(messages, ChatOptions{AddGenerationPrompt: true}, false)
+			require.NoError(t, err)
+			l := renderLimits(data)
+			out, err := render(template, data, time.Time{}, jinja.Limits{Work: l.Work / 8, Bytes: l.Bytes / 8})
+			require.NoError(t, err, "%s, %s messages", filepath.Base(file), name)
+			require.Greater(t, len(out), 4*len(messages))
+		}
 	}
 }

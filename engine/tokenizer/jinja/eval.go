@@ -44,14 +44,17 @@ func (r *run) evalAll(all []expr) ([]Value, error) {
 	return out, nil
 }
 
-type listExpr []expr
+type listExpr struct {
+	items []expr
+	tuple bool
+}
 
-func (e listExpr) eval(r *run) (Value, error) {
-	items, err := r.evalAll(e)
+func (e *listExpr) eval(r *run) (Value, error) {
+	items, err := r.evalAll(e.items)
 	if err == nil {
 		err = r.take(entryBytes)
 	}
-	return &List{items}, err
+	return &List{items, e.tuple}, err
 }
 
 type dictExpr struct{ keys, values []expr }

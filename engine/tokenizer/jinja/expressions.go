@@ -74,7 +74,7 @@ func (p *parser) tupleOf(read func(*parser) (expr, error)) (expr, error) {
 		}
 		items = append(items, e)
 	}
-	return listExpr(items), nil
+	return &listExpr{items, true}, nil
 }
 
 func (p *parser) expression() (expr, error) {
@@ -250,7 +250,7 @@ func (p *parser) primary() (expr, error) {
 		switch t.text {
 		case "(":
 			if p.operator(")") {
-				return listExpr(nil), nil
+				return &listExpr{nil, true}, nil
 			}
 			e, err := p.tuple()
 			if err != nil {
@@ -259,7 +259,7 @@ func (p *parser) primary() (expr, error) {
 			return e, p.want(")")
 		case "[":
 			items, err := p.list("]")
-			return listExpr(items), err
+			return &listExpr{items, false}, err
 		case "{":
 			return p.dict()
 		}

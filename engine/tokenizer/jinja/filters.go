@@ -222,6 +222,9 @@ func toInt(c *Call, v Value) (Value, error) {
 			return nil, err
 		}
 		s = strings.ReplaceAll(strings.TrimSpace(s), "_", "")
+		if base == 16 {
+			s = strings.TrimPrefix(s, "0x")
+		}
 		if i, err := strconv.ParseInt(s, int(min(max(base, 0), 36)), 64); err == nil {
 			return i, nil
 		}
@@ -274,8 +277,6 @@ func indent(c *Call, v Value) (Value, error) {
 	return strings.Join(all, "\n"), nil
 }
 
-// path is the attribute of v that path names, "a.b.0".
-// choose is select, reject, selectattr and rejectattr.
 func replaceFilter(c *Call, v Value) (Value, error) {
 	s, err := c.run.str(v)
 	if err != nil {
@@ -314,7 +315,7 @@ func (r *run) replace(s, old, with string, count int64) (Value, error) {
 }
 
 func round(c *Call, v Value) (Value, error) {
-	_, f, _, ok := number64(v)
+	_, f, isFloat, ok := number64(v)
 	if !ok {
 		return nil, fmt.Errorf("want a number, not %s", kind(v))
 	}
@@ -329,6 +330,9 @@ func round(c *Call, v Value) (Value, error) {
 	scale := math.Pow(10, float64(min(max(precision, -300), 300)))
 	switch how {
 	case "common":
+		if !isFloat && precision >= 0 {
+			return v, nil
+		}
 		if precision >= 0 && precision <= 300 { // as Python: of the decimal digits, not of the product
 			return strconv.ParseFloat(strconv.FormatFloat(f, 'f', int(precision), 64), 64)
 		}
@@ -341,9 +345,6 @@ func round(c *Call, v Value) (Value, error) {
 	return nil, errors.New("method must be common, ceil or floor")
 }
 
-// sortKey is what items are ordered by: an attribute, in small letters unless case counts.
-// sorted orders items by their keys.
-// extreme is min (sign -1) or max (1).
 func trimFilter(c *Call, v Value) (Value, error) {
 	s, err := c.run.str(v)
 	if err != nil {
@@ -392,13 +393,13 @@ func formatFilter(c *Call, v Value) (Value, error) {
 	if err != nil {
 		return nil, err
 	}
-	return c.run.format(s, &List{c.Args})
+	return c.run.format(s, tuple(c.Args...))
 }
 
 // format is Python's %, for %s, %d, %i, %r and %%, without widths.
 func (r *run) format(s string, args Value) (Value, error) {
 	items := []Value{args}
-	if l, ok := args.(*List); ok {
+	if l, ok := args.(*List); ok && l.tuple {
 		items = l.Items
 	}
 	p := printer{r: r}

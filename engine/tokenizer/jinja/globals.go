@@ -49,7 +49,7 @@ func rangeFunction(c *Call) (Value, error) {
 	for i := range items {
 		items[i] = first + int64(i)*step
 	}
-	return &List{items}, nil
+	return &List{Items: items}, nil
 }
 
 func newNamespace(c *Call) (Value, error) {

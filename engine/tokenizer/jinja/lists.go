@@ -34,10 +34,10 @@ func batch(c *Call, v Value) (Value, error) {
 			}
 			part = slices.Concat(part, slices.Repeat([]Value{fill}, int(short)))
 		}
-		out = append(out, &List{part})
+		out = append(out, &List{Items: part})
 		at = end
 	}
-	return &List{out}, nil
+	return &List{Items: out}, nil
 }
 
 func first(c *Call, v Value) (Value, error) {
@@ -88,9 +88,9 @@ func (r *run) pairs(d *Dict) (Value, error) {
 	}
 	out := make([]Value, len(d.keys))
 	for i, key := range d.keys {
-		out[i] = NewList(key, d.values[key])
+		out[i] = tuple(key, d.values[key])
 	}
-	return &List{out}, nil
+	return &List{Items: out}, nil
 }
 
 func join(c *Call, v Value) (Value, error) {
@@ -126,7 +126,11 @@ func join(c *Call, v Value) (Value, error) {
 	return p.String(), nil
 }
 
-func (r *run) path(v, path Value) (Value, error) {
+// path is the attribute of v that path names, "a.b.0".
+func (r *run) path(v, path Value) (Value, error) { return r.pathOr(v, path, nil) }
+
+// pathOr is path, with def, if it is not none, in the place of what is undefined on the way.
+func (r *run) pathOr(v, path, def Value) (Value, error) {
 	text, ok := path.(string)
 	if !ok {
 		return r.item(v, path)
@@ -140,13 +144,16 @@ func (r *run) path(v, path Value) (Value, error) {
 		if v, err = r.item(v, key); err != nil {
 			return nil, err
 		}
+		if _, undefined := v.(Undefined); undefined && def != nil {
+			v = def
+		}
 	}
 	return v, nil
 }
 
 func list(c *Call, v Value) (Value, error) {
 	items, err := c.run.items(v)
-	return &List{items}, err
+	return &List{Items: items}, err
 }
 
 func mapFilter(c *Call, v Value) (Value, error) {
@@ -158,6 +165,7 @@ func mapFilter(c *Call, v Value) (Value, error) {
 		return nil, err
 	}
 	path, byPath := c.Named("attribute")
+	def, _ := c.Named("default")
 	name := ""
 	if !byPath {
 		if name, err = c.text(0, "", ""); err != nil {
@@ -174,20 +182,17 @@ func mapFilter(c *Call, v Value) (Value, error) {
 		}
 		if !byPath {
 			out[i], err = filters[name](&Call{Args: c.Args[1:], names: c.names, named: c.named, run: c.run}, item)
-		} else if out[i], err = c.run.path(item, path); err == nil {
-			if _, undefined := out[i].(Undefined); undefined {
-				if def, ok := c.Named("default"); ok {
-					out[i] = def
-				}
-			}
+		} else {
+			out[i], err = c.run.pathOr(item, path, def)
 		}
 		if err != nil {
 			return nil, err
 		}
 	}
-	return &List{out}, nil
+	return &List{Items: out}, nil
 }
 
+// choose is select, reject, selectattr and rejectattr.
 func choose(wanted, byPath bool) func(c *Call, v Value) (Value, error) {
 	return func(c *Call, v Value) (Value, error) {
 		items, err := c.run.items(v)
@@ -230,7 +235,7 @@ func choose(wanted, byPath bool) func(c *Call, v Value) (Value, error) {
 				out = append(out, item)
 			}
 		}
-		return &List{out}, nil
+		return &List{Items: out}, nil
 	}
 }
 
@@ -245,7 +250,7 @@ func reverse(c *Call, v Value) (Value, error) {
 	items = slices.Clone(items)
 	slices.Reverse(items)
 	if _, ok := v.(string); !ok {
-		return &List{items}, nil
+		return &List{Items: items}, nil
 	}
 	var b strings.Builder
 	for _, item := range items {
@@ -254,6 +259,7 @@ func reverse(c *Call, v Value) (Value, error) {
 	return b.String(), nil
 }
 
+// sortKey is what items are ordered by: an attribute, in small letters unless case counts.
 func (c *Call) sortKey(v Value, path Value, caseCounts bool) (Value, error) {
 	if path != nil {
 		var err error
@@ -267,6 +273,7 @@ func (c *Call) sortKey(v Value, path Value, caseCounts bool) (Value, error) {
 	return v, nil
 }
 
+// sorted orders items by their keys.
 func (r *run) sorted(items, keys []Value, backwards bool) ([]Value, error) {
 	if err := r.take(3 * itemBytes * len(items)); err != nil {
 		return nil, err
@@ -310,7 +317,7 @@ func sortFilter(c *Call, v Value) (Value, error) {
 		}
 	}
 	out, err := c.run.sorted(items, keys, c.flag(0, "reverse"))
-	return &List{out}, err
+	return &List{Items: out}, err
 }
 
 func dictSort(c *Call, v Value) (Value, error) {
@@ -341,9 +348,10 @@ func dictSort(c *Call, v Value) (Value, error) {
 		}
 	}
 	out, err := c.run.sorted(items, keys, c.flag(2, "reverse"))
-	return &List{out}, err
+	return &List{Items: out}, err
 }
 
+// extreme is min (sign -1) or max (1).
 func extreme(sign int) func(c *Call, v Value) (Value, error) {
 	return func(c *Call, v Value) (Value, error) {
 		items, err := c.run.items(v)
@@ -422,5 +430,5 @@ func unique(c *Call, v Value) (Value, error) {
 			out = append(out, item)
 		}
 	}
-	return &List{out}, nil
+	return &List{Items: out}, nil
 }

@@ -141,7 +141,7 @@ func (l *loop) field(name string) (Value, bool) {
 		}}, true
 	case "changed":
 		return &Function{"changed", func(c *Call) (Value, error) {
-			same, err := c.run.equal(&List{l.changed}, &List{c.Args}, 0)
+			same, err := c.run.equal(&List{Items: l.changed}, &List{Items: c.Args}, 0)
 			if l.changed == nil {
 				same = false
 			}

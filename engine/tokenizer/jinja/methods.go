@@ -35,7 +35,7 @@ var dictMethods = map[string]func(c *Call, d *Dict) (Value, error){
 	"items": func(c *Call, d *Dict) (Value, error) { return c.run.pairs(d) },
 	"keys": func(c *Call, d *Dict) (Value, error) {
 		items, err := c.run.strings(d.keys)
-		return &List{items}, err
+		return &List{Items: items}, err
 	},
 	"values": func(c *Call, d *Dict) (Value, error) {
 		if err := c.run.take(itemBytes * len(d.keys)); err != nil {
@@ -45,7 +45,7 @@ var dictMethods = map[string]func(c *Call, d *Dict) (Value, error){
 		for i, key := range d.keys {
 			out[i] = d.values[key]
 		}
-		return &List{out}, nil
+		return &List{Items: out}, nil
 	},
 	"get": func(c *Call, d *Dict) (Value, error) {
 		key, _ := c.Arg(0, "key")
@@ -218,7 +218,16 @@ func init() { // join looks methods up
 		},
 		"join": func(c *Call, s string) (Value, error) {
 			v, _ := c.Arg(0, "")
-			return join(&Call{Args: []Value{s}, run: c.run}, v)
+			items, err := c.run.items(v)
+			if err != nil {
+				return nil, err
+			}
+			for i, item := range items {
+				if _, ok := item.(string); !ok {
+					return nil, fmt.Errorf("sequence item %d: expected str instance, %s found", i, kind(item))
+				}
+			}
+			return join(&Call{Args: []Value{s}, run: c.run}, &List{Items: items})
 		},
 		"format": func(c *Call, s string) (Value, error) { return c.braces(s) },
 		"find": func(c *Call, s string) (Value, error) {
@@ -275,11 +284,11 @@ func (c *Call) partition(s string, index func(s, part string) int) (Value, error
 	at := index(s, part)
 	switch {
 	case at >= 0:
-		return NewList(s[:at], part, s[at+len(part):]), c.run.touch(len(s))
+		return tuple(s[:at], part, s[at+len(part):]), c.run.touch(len(s))
 	case index("ab", "") == 0:
-		return NewList(s, "", ""), c.run.touch(len(s))
+		return tuple(s, "", ""), c.run.touch(len(s))
 	}
-	return NewList("", "", s), c.run.touch(len(s))
+	return tuple("", "", s), c.run.touch(len(s))
 }
 
 // runeIndex is a byte index as one of characters.
@@ -295,7 +304,7 @@ func listOf(parts []string) *List {
 	for i, p := range parts {
 		items[i] = p
 	}
-	return &List{items}
+	return &List{Items: items}
 }
 
 // split is str.split, or rsplit.
@@ -335,7 +344,7 @@ func (c *Call) split(s string, fromRight bool) (Value, error) {
 		s = s[:at]
 	}
 	parts[0] = s
-	return &List{parts}, nil
+	return &List{Items: parts}, nil
 }
 
 // splitBlanks splits at white space.
@@ -347,7 +356,7 @@ func (c *Call) splitBlanks(s string, most int64, fromRight bool) (Value, error) 
 	for {
 		s = strings.TrimLeftFunc(s, isSpace)
 		if s == "" {
-			return &List{parts}, nil
+			return &List{Items: parts}, nil
 		}
 		if err := c.run.take(2*itemBytes + 16); err != nil {
 			return nil, err
@@ -357,7 +366,7 @@ func (c *Call) splitBlanks(s string, most int64, fromRight bool) (Value, error) 
 			if most == 0 {
 				s = strings.TrimRightFunc(s, isSpace)
 			}
-			return &List{append(parts, s)}, nil
+			return &List{Items: append(parts, s)}, nil
 		}
 		most--
 		parts = append(parts, s[:end])

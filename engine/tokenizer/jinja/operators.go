@@ -78,7 +78,7 @@ func (r *run) arithmetic(o string, a, b Value) (Value, error) {
 			if err := r.take(itemBytes * (len(x.Items) + len(y.Items))); err != nil {
 				return nil, err
 			}
-			return &List{slices.Concat(x.Items, y.Items)}, nil
+			return &List{slices.Concat(x.Items, y.Items), x.tuple}, nil
 		}
 		if bNumber && !bFloat && o == "*" {
 			if err := r.times(bi, itemBytes*len(x.Items)); err != nil {
@@ -87,7 +87,7 @@ func (r *run) arithmetic(o string, a, b Value) (Value, error) {
 			if len(x.Items) == 0 {
 				return x, nil
 			}
-			return &List{slices.Repeat(x.Items, int(max(bi, 0)))}, nil
+			return &List{slices.Repeat(x.Items, int(max(bi, 0))), x.tuple}, nil
 		}
 	}
 	if aNumber && !aFloat && o == "*" {

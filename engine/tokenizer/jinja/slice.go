@@ -46,7 +46,7 @@ func (e *sliceExpr) eval(r *run) (Value, error) {
 		for i := range items {
 			items[i] = v.Items[places.first+i*places.step]
 		}
-		return &List{items}, nil
+		return &List{items, v.tuple}, nil
 	case string:
 		return r.sliceString(v, parts)
 	case Undefined:

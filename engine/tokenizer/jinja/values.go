@@ -12,11 +12,16 @@ import (
 // change lists and dicts, so that they may be shared by renderings.
 type Value any
 
-// List is a list or a tuple.
-type List struct{ Items []Value }
+// List is a list or a tuple, which is printed in other brackets.
+type List struct {
+	Items []Value
+	tuple bool
+}
 
 // NewList returns a list of items, which it keeps.
-func NewList(items ...Value) *List { return &List{items} }
+func NewList(items ...Value) *List { return &List{Items: items} }
+
+func tuple(items ...Value) *List { return &List{items, true} }
 
 // Dict is a mapping of strings, in the order of their coming.
 type Dict struct {
@@ -193,7 +198,14 @@ func (p *printer) repr(v Value, depth int) error {
 	case Undefined:
 		return p.add("Undefined")
 	case *List:
-		return p.parts("[", "]", len(v.Items), func(i int) error { return p.repr(v.Items[i], depth+1) })
+		open, shut := "[", "]"
+		switch {
+		case v.tuple && len(v.Items) == 1:
+			open, shut = "(", ",)"
+		case v.tuple:
+			open, shut = "(", ")"
+		}
+		return p.parts(open, shut, len(v.Items), func(i int) error { return p.repr(v.Items[i], depth+1) })
 	case *Dict:
 		return p.parts("{", "}", len(v.keys), func(i int) error {
 			err := p.repr(v.keys[i], depth+1)
@@ -364,7 +376,7 @@ func (r *run) equal(a, b Value, depth int) (bool, error) {
 		return ok, nil
 	case *List:
 		b, ok := b.(*List)
-		if !ok || len(a.Items) != len(b.Items) {
+		if !ok || len(a.Items) != len(b.Items) || a.tuple != b.tuple {
 			return false, nil
 		}
 		for i := range a.Items {

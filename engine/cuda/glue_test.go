@@ -29,8 +29,8 @@ func TestAdvance(t *testing.T) {
 	// Rows: two decode rows (one padding in between), two chunks of 3 and 2000 tokens; the first and the last sample.
 	const tokens = 3 + 3 + 2000
 	set(0, tokens, 5, 3, 2, 3)
-	for i, row := range [][]int32{{4, 10, 1, 0, 0, -1}, {-1, 0, 0, 1, 4, 1}, {9, 33, 1, 2}, {2, 0, 3, 3}, {7, 100, 2000, 6}} {
-		set(l.rows+32*i, row...) // slot, position, length, start; of the i-th sampled row: the row, its mask
+	for i, row := range [][]int32{{4, 10, 1, 0, 0, -1, -1}, {-1, 0, 0, 1, 4, 1, -1}, {9, 33, 1, 2, 0, 0, 55}, {2, 0, 3, 3}, {7, 100, 2000, 6}} {
+		set(l.rows+32*i, row...) // slot, position, length, start; of the i-th sampled row: the row, its mask; of a decode row: its token
 	}
 	for i := range 2003 {
 		set(l.tok+4*(3+i), int32(1000+i))
@@ -59,7 +59,7 @@ func TestAdvance(t *testing.T) {
 		case i == 0:
 			want = [3]int32{41, 10, 4}
 		case i == 2:
-			want = [3]int32{91, 33, 9}
+			want = [3]int32{55, 33, 9} // the plan's own, not the slot's
 		case i >= 3 && i < 6:
 			want = [3]int32{int32(1000 + i - 3), int32(i - 3), 2}
 		case i >= 6 && i < tokens:

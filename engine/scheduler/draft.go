@@ -10,8 +10,8 @@ import (
 // what was accepted, so a step with drafts is awaited before another is planned; while nobody's guesses pay, steps are planned one
 // ahead as ever.
 
-// mustKnow tells that planning a step now, before the one in flight was awaited, would cost drafts: it has some, or some request would
-// have some once its pending token is known.
+// mustKnow tells that planning a step now, before the one in flight was awaited, would cost drafts: it has some, or some requests would
+// have some once their pending tokens are known.
 func (s *Scheduler) mustKnow() bool {
 	if s.guesses == nil {
 		return false
@@ -24,33 +24,44 @@ func (s *Scheduler) mustKnow() bool {
 		}
 		decoding = max(decoding, len(st.rows))
 	}
+	tokens, expected := decoding, float64(decoding)
 	for _, r := range s.running {
-		if r.state == running && r.pending > 0 && s.drafts(r, decoding, float64(decoding), r.MaxNewTokens-r.numOutput()-1) > 0 {
-			return true
+		if r.state == running && r.pending > 0 {
+			if n := s.drafts(r, tokens, expected, r.MaxNewTokens-r.numOutput()-1); n > 0 {
+				tokens, expected = tokens+n, expected+s.guesses.Gain(r.Guesses, n)
+			}
 		}
 	}
-	return false
+	return s.guesses.Pays(decoding, float64(decoding), tokens, expected)
 }
 
 // planDrafts gives drafts to the decode rows planned so far, as many as pay.
 func (s *Scheduler) planDrafts(b *backend.Batch, st *step) {
-	expected := float64(len(st.rows))
+	tokens, expected := s.plan.Tokens, float64(len(st.rows))
 	for i := range st.rows {
-		p, row := &st.rows[i], &b.Rows[i]
-		r := p.r
-		if r.pending > 1 || row.Mask != nil { // its last token is not known, or what is allowed after it
+		p := &st.rows[i]
+		if p.r.pending > 1 || b.Rows[i].Mask != nil { // its last token is not known, or what is allowed after it
 			continue
 		}
-		n := s.drafts(r, s.plan.Tokens, expected, r.MaxNewTokens-r.numOutput())
-		if n = s.coverDrafts(r, n); n == 0 {
+		if p.drafts = s.drafts(p.r, tokens, expected, p.r.MaxNewTokens-p.r.numOutput()); p.drafts > 0 {
+			tokens, expected = tokens+p.drafts, expected+s.guesses.Gain(p.r.Guesses, p.drafts)
+		}
+	}
+	pays := s.guesses.Pays(s.plan.Tokens, float64(len(st.rows)), tokens, expected)
+	for i := range st.rows {
+		p, row := &st.rows[i], &b.Rows[i]
+		r, n := p.r, 0
+		if pays {
+			n = s.coverDrafts(r, p.drafts)
+		}
+		if p.drafts = n; n == 0 {
 			continue
 		}
 		r.drafts = r.Guesses.Propose(r.tokens, n, r.drafts[:0])
 		row.Drafts, row.Pages = r.drafts, r.pages
-		p.drafts, p.n = n, p.n+n
+		p.n += n
 		r.computed += n
 		st.drafts += n
-		expected += s.guesses.Gain(r.Guesses, n)
 		s.plan.Tokens += n
 		s.plan.Drafts += n
 		s.counts.DraftRows++
@@ -58,7 +69,7 @@ func (s *Scheduler) planDrafts(b *backend.Batch, st *step) {
 	}
 }
 
-// drafts is how many drafts of r pay in a step of tokens, from which expected are to come; at most most.
+// drafts is how many drafts of r are worth their price in a step of tokens, from which expected are to come; at most most.
 func (s *Scheduler) drafts(r *Request, tokens int, expected float64, most int) int {
 	if r.Guesses == nil {
 		return 0

@@ -84,7 +84,7 @@ const (
 	// costStale is how many steps a cost counts unless it is measured again. Then it is tried again: what kept drafts from being
 	// tried may have changed.
 	costStale = 1024
-	// margin is how much more drafts must promise than no drafts: they also keep the host from launching ahead.
+	// margin is how much more a step with drafts must promise than one without: it also keeps the host from launching ahead.
 	margin = 1.03
 )
 
@@ -143,7 +143,7 @@ func (p *Policy) cost(tokens int) float64 {
 }
 
 // Drafts is how many drafts of q, up to most, a step should carry beside tokens others, from which expected tokens will come (both q's own
-// first token included). 0: none pays.
+// first token included). 0: none would be worth its price.
 func (p *Policy) Drafts(q *Sequence, tokens int, expected float64, most int) int {
 	most = min(most, p.most, len(p.costs)-1-tokens)
 	length := q.Matched()
@@ -156,7 +156,7 @@ func (p *Policy) Drafts(q *Sequence, tokens int, expected float64, most int) int
 	if _, ok := p.known(tokens, -1); !ok { // first of all, the price of none
 		return 0
 	}
-	best, bestRate := 0, margin*expected/p.cost(tokens)
+	best, bestRate := 0, expected/p.cost(tokens)
 	chance, gain := 1.0, 0.0
 	for k := 1; k <= most; k++ {
 		chance *= q.rates.chance(length+k-1, p)
@@ -169,6 +169,12 @@ func (p *Policy) Drafts(q *Sequence, tokens int, expected float64, most int) int
 		}
 	}
 	return best
+}
+
+// Pays tells whether drafts should be verified at all: all that were chosen make a step of tokens one of withDrafts tokens, and what is
+// expected of it expectedWith.
+func (p *Policy) Pays(tokens int, expected float64, withDrafts int, expectedWith float64) bool {
+	return withDrafts > tokens && (p.eager || expectedWith/p.cost(withDrafts) > margin*expected/p.cost(tokens))
 }
 
 // Gain is what so many drafts of q are expected to add.

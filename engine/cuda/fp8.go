@@ -13,8 +13,8 @@ import (
 
 // Weights of e4m3 with a scale for each row: how they lie on the device (fp8.cuh says why), and their products.
 //
-// Up to gemvRows tokens x stays bf16 (W8A16) and gemv_mma widens W in registers. Beyond, x is rounded to e4m3 with a scale for each token
-// (W8A8) and cuBLASLt multiplies; where it cannot, W becomes bf16 first.
+// Up to gemvRows tokens x stays bf16 (W8A16) and gemv_mma widens W in registers; up to gemmFP8Pays gemm_fp8_sm90 does. Beyond, x is rounded to
+// e4m3 with a scale for each token (W8A8) and cuBLASLt multiplies; where it cannot, W becomes bf16 first.
 
 // fp8Group is the number of columns whose bytes stand in an order of their own. Rows are whole groups, and cuBLASLt wants as many of them.
 const fp8Group = 16
@@ -107,15 +107,12 @@ func fp8FillOp(d device, p fp8FillParams, t *weights.Tensor) op {
 	return op{Name: "fp8_fill", Unit: unit{File: "fp8_fill.cu", Symbol: "fp8_fill"}, Grid: [3]int{gridFor(d, p.Count, 256), 1, 1}, Block: 256, Params: paramBytes(&p), Bytes: 4 * int64(p.Count)}
 }
 
-// fp8Blocks is the most blocks of 16 rows that a CTA of gemv_mma takes at once: fewer where x stays in registers, which it fills.
+// fp8Blocks is the most blocks of 16 rows that a CTA of gemv_mma takes at once. x of 16 tokens leaves registers for one.
 func (l linear) fp8Blocks() int {
-	tiles, steps := ceilDiv(l.m, 8), ceilDiv(ceilDiv(l.k, 64), mmaWarps)
-	switch {
-	case tiles > 1 && steps <= 4:
+	if l.m > 8 {
 		return 1
-	default:
-		return 2
 	}
+	return 2
 }
 
 // What fp8_quantize makes rows of.
@@ -152,10 +149,14 @@ func (p *planner) productFP8(g product) []node {
 		g.name, g.fp8 = "gemv_fp8_"+g.name, true
 		return nodesOf(g.op(d, linearParams{W: g.w.Data, X: g.x, Gamma: g.gamma, Bias: g.bias, Y: g.y, RowScale: g.w.Scales}))
 	}
-	if !s.BlasFP8 {
+	if own := p.ownFP8(g.m); own || !s.BlasFP8 {
 		var nodes []node
 		if g.norm {
 			nodes, g.x = nodesOf(rmsnormOp(d, s, b, g.gamma, g.m)), b.XN
+		}
+		if own {
+			g.name = "gemm_fp8_" + g.name
+			return append(nodes, nodesOf(g.fp8Op(d, g.fp8Tile(d), g.w, g.x, gemmFP8Params{Bias: g.bias, Y: g.y}))...)
 		}
 		nodes = append(nodes, nodesOf(fp8DequantOp(d, g.w, g.n, g.k, b.Dequantised))...)
 		g.w = weight{Data: b.Dequantised}
@@ -179,7 +180,12 @@ func (p *planner) productFP8(g product) []node {
 
 // quantizesSwiGLU tells whether down's rows are made of what gate_up leaves, without act between.
 func (p *planner) quantizesSwiGLU(gateUp, down product) bool {
-	return gateUp.w.Format == formatFP8 && down.w.Format == formatFP8 && p.shape.BlasFP8 && (gateUp.m > gemvRows || p.shape.Deterministic)
+	return gateUp.w.Format == formatFP8 && down.w.Format == formatFP8 && p.shape.BlasFP8 && !p.ownFP8(gateUp.m) && (gateUp.m > gemvRows || p.shape.Deterministic)
+}
+
+// ownFP8 tells whether gemm_fp8_sm90 takes products of m tokens. It does not where the sums' order may not depend on m.
+func (p *planner) ownFP8(m int) bool {
+	return m > gemvRows && m <= gemmFP8Pays && p.device.SM == 90 && !p.blasOnly && !p.shape.Deterministic
 }
 
 // roomForFP8 decides how products of more tokens than gemv_mma's go with the layers' fp8 weights, and the room they need.

@@ -5,8 +5,13 @@ package cuda
 import (
 	"encoding/binary"
 	"fmt"
+	"maps"
 	"math"
+	"os"
+	"runtime"
+	"strings"
 	"testing"
+	"time"
 
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
@@ -30,6 +35,40 @@ func fp8Layers(n int) []layerWeights {
 	return layers
 }
 
+// fp8Shape is s with weights of e4m3, where the library multiplies them and where it does not.
+func fp8Shape(s shape, blas bool) shape {
+	s.BlasFP8 = blas
+	return s
+}
+
+// TestFP8Plans compiles every kernel of plans with weights of e4m3, and holds that no step needs another.
+func TestFP8Plans(t *testing.T) {
+	nvrtc, err := driver.OpenCompiler()
+	if err != nil {
+		t.Skipf("no compiler: %v", err)
+	}
+	for _, c := range []struct {
+		device, model string
+		blas          bool
+	}{{"sm_90", "smollm2-135m", true}, {"sm_90", "llama-8b", true}, {"sm_90", "smollm2-135m", false}, {"sm_80", "smollm2-135m", false}, {"sm_89", "tiny-window", false}} {
+		t.Run(fmt.Sprintf("%s/%s/blas=%v", c.device, c.model, c.blas), func(t *testing.T) {
+			if c.model == "llama-8b" && os.Getenv("TOKAMAK_KERNELS") != "all" {
+				t.Skip("TOKAMAK_KERNELS=all compiles large models")
+			}
+			d, s := testDevices[c.device], fp8Shape(testShapes()[c.model], c.blas)
+			p := plannerOf(d, s, fp8Layers(1)[0])
+			var units []unit
+			for _, u := range p.units() {
+				if u.File != "sample.cu" && u.File != "attn_decode.cu" { // as with other weights
+					units = append(units, u)
+				}
+			}
+			compileUnits(t, nvrtc, d, s, append(units, unit{File: "fp8_fill.cu", Symbol: "fp8_fill"}), c.device == "sm_90")
+			keepsUnits(t, c.model, p, 32)
+		})
+	}
+}
+
 // fp8Product is newProduct of a weight of e4m3.
 func fp8Product(r *rig, m, n, k int, norm bool) (*exactProduct, weight) {
 	r.Helper()
@@ -50,14 +89,29 @@ func fp8Product(r *rig, m, n, k int, norm bool) (*exactProduct, weight) {
 
 // TestFP8GEMV holds gemv_mma with weights of e4m3 against exact products of their values, for every epilogue.
 func TestFP8GEMV(t *testing.T) {
-	for _, c := range []struct{ n, k int }{{1024, 4096}, {576, 1536}, {960, 576}, {768, 896}, {512, 14336}, {4256, 4096}, {48, 64}, {1040, 2048}, {80, 16}, {176, 1008}} {
-		for _, m := range []int{1, 2, 5, 8, 9, 16} {
+	shapes := []struct{ n, k int }{{1024, 4096}, {576, 1536}, {960, 576}, {768, 896}, {512, 14336}, {2064, 4096}, {48, 64}, {1040, 2048}, {80, 16}, {176, 1008}}
+	ends := []epilogue{epilogueStore, epilogueBias, epilogueResidual, epilogueSwiGLU}
+	first := newRig(t, testShapes()["llama-8b"])
+	var units []unit
+	for _, c := range shapes {
+		for _, m := range []int{8, 16} {
+			for _, end := range ends {
+				for _, norm := range []bool{false, true} {
+					units = append(units, linear{m: m, n: c.n, k: c.k, norm: norm, end: end, fp8: true}.op(first.device, linearParams{}).Unit)
+				}
+			}
+		}
+	}
+	cache := first.compileAll(units)
+	for _, c := range shapes {
+		for _, m := range []int{1, 5, 8, 9, 16} {
 			t.Run(fmt.Sprintf("n=%d/k=%d/m=%d", c.n, c.k, m), func(t *testing.T) {
 				r := newRig(t, testShapes()["llama-8b"])
+				r.compiler.cache = cache
 				for _, norm := range []bool{false, true} {
 					p, w := fp8Product(r, m, c.n, c.k, norm)
 					x, gamma := r.putBF16(p.x), r.putBF16(p.gamma)
-					for _, end := range []epilogue{epilogueStore, epilogueBias, epilogueResidual, epilogueSwiGLU} {
+					for _, end := range ends {
 						var before []float32
 						y, bias := r.room(m*c.n*2), ptr(0)
 						switch end {
@@ -77,6 +131,70 @@ func TestFP8GEMV(t *testing.T) {
 				}
 			})
 		}
+	}
+}
+
+// compileAll compiles units on every processor, and returns the cache that holds them.
+func (r *rig) compileAll(units []unit) *cubinCache {
+	r.Helper()
+	r.compiler.cache = openCache(r.TempDir())
+	_, err := r.compiler.all(units, nil)
+	require.NoError(r, err)
+	return r.compiler.cache
+}
+
+// TestFP8GEMM holds gemm_fp8_sm90 against exact products: every epilogue and tile, numbers of tokens at edges, rows of W that do not fill a tile and
+// columns that do not fill a stage, CTAs that have many tiles.
+func TestFP8GEMM(t *testing.T) {
+	s := testShapes()["llama-1b"]
+	first := newRig(t, s)
+	if first.device.SM != 90 {
+		t.Skipf("%s has no warpgroup matrix units of sm_90a", first.device.Name)
+	}
+	cases := []linear{
+		{m: 17, n: 3072, k: 576}, {m: 50, n: 1008, k: 1008}, {m: 33, n: 1152, k: 896, end: epilogueBias}, {m: 64, n: 2048, k: 512, end: epilogueResidual},
+		{m: 40, n: 576, k: 1536, end: epilogueResidual}, {m: 32, n: 512, k: 14336, end: epilogueResidual}, {m: 20, n: 3072, k: 576, end: epilogueSwiGLU},
+		{m: 64, n: 18432, k: 256, end: epilogueSwiGLU}, {m: 31, n: 48, k: 16, end: epilogueBias},
+	}
+	var units []unit
+	for _, l := range cases {
+		for _, tile := range l.fp8Tiles(first.device) {
+			units = append(units, l.fp8Op(first.device, tile, weight{}, 0, gemmFP8Params{}).Unit)
+		}
+	}
+	cache := first.compileAll(units)
+	for _, l := range cases {
+		t.Run(fmt.Sprintf("end=%d/m=%d/n=%d/k=%d", l.end, l.m, l.n, l.k), func(t *testing.T) {
+			r := newRig(t, s)
+			r.compiler.cache = cache
+			p, w := fp8Product(r, l.m, l.n, l.k, false)
+			x, out, guard := r.putBF16(p.x), l.m*l.outputs(), 8*l.outputs() // tokens past the last one: nothing may be written there
+			var before []float32
+			params := gemmFP8Params{}
+			switch l.end {
+			case epilogueBias:
+				before = r.normal(l.n, 1)
+				params.Bias = r.putBF16(before)
+			case epilogueResidual:
+				before = r.normal(out, 1)
+			}
+			exact, plain := p.finish(l.end, before)
+			for _, tile := range l.fp8Tiles(r.device) {
+				params.Y = r.room((out + guard) * bf16Bytes)
+				if l.end == epilogueResidual {
+					bits := make([]uint16, out)
+					for i, v := range before {
+						bits[i] = weights.BF16FromFloat32(v)
+					}
+					require.NoError(t, driver.Write(params.Y, bytesOf(bits)))
+				}
+				r.run(l.fp8Op(r.device, tile, w, x, params))
+				requireClose(t, exact, plain, r.getBF16(params.Y, out), fmt.Sprintf("%+v", tile))
+				for _, bits := range get[uint16](r, params.Y+ptr(out*bf16Bytes), guard) {
+					require.Equal(t, uint16(0xFFFF), bits, "%+v", tile)
+				}
+			}
+		})
 	}
 }
 
@@ -269,13 +387,13 @@ func TestFP8AgreesWithCPU(t *testing.T) {
 			require.NoError(t, err)
 			defer ref.Close()
 			greedy := backend.Sampling{TopP: 1, RepetitionPenalty: 1}
-			for _, c := range []struct{ n, chunk int }{{1, 128}, {5, 128}, {16, 128}, {40, 7}, {17, 128}, {100, 128}} {
+			for _, c := range []struct{ n, chunk int }{{1, 128}, {5, 128}, {16, 128}, {40, 7}, {17, 128}, {50, 128}, {100, 128}} {
 				prompt := randomPrompt(uint64(c.n), c.n, cfg.VocabSize)
 				want := play(t, ref, 0, prompt, 128, 3, greedy, true)
 				got := play(t, gpu, 0, prompt, c.chunk, 3, greedy, true)
 				for i := range want {
 					what := fmt.Sprintf("prompt of %d in chunks of %d, token %d", c.n, c.chunk, i)
-					if min(c.n, c.chunk) <= gemvRows {
+					if min(c.n, c.chunk) <= gemmFP8Pays {
 						compareLogits(t, what, want[i].Logits, got[i].Logits)
 					} else {
 						var sum, diff float64
@@ -291,5 +409,146 @@ func TestFP8AgreesWithCPU(t *testing.T) {
 				}
 			}
 		})
+	}
+}
+
+// BenchmarkFP8 times decode steps and prompts of the 8B shape with weights of e4m3, with gemm_fp8_sm90 and with
+// cuBLASLt.
+func BenchmarkFP8(b *testing.B) {
+	cfg := benchModels()["llama-8b"]
+	o := backend.Options{MaxRows: 128, MaxTokens: 8192, MaxContext: 4096, MemFraction: 0.45, Quantization: "fp8"}
+	be := openTest(b, cfg, weights.NewDummy(cfg), o, settings{})
+	for _, rows := range []int{1, 8, 16, 32, 64, 128} {
+		decodeCase(b, be, "llama-8b-fp8", rows, 512)
+	}
+	blas := openTest(b, cfg, weights.NewDummy(cfg), o, settings{blasOnly: true})
+	for _, rows := range []int{32, 64} { // in turn on the same card
+		decodeCase(b, blas, "llama-8b-fp8 cuBLASLt", rows, 512)
+		decodeCase(b, be, "llama-8b-fp8 gemm_fp8", rows, 512)
+	}
+	for _, c := range []struct{ rows, in int }{{1, 2048}, {32, 512}} {
+		var times []time.Duration
+		for range 5 {
+			times = append(times, prefill(b, be, c.rows, c.in))
+		}
+		fmt.Printf("prefill llama-8b-fp8 %d x %d: %v, %.0f tok/s\n", c.rows, c.in, median(times), float64(c.rows*c.in)/median(times).Seconds())
+	}
+}
+
+// prefill times rows prompts of n tokens, as many in a step as it has room for, each step launched before the last is awaited.
+func prefill(b testing.TB, be *Backend, rows, n int) time.Duration {
+	info := be.Info()
+	per := (n + info.PageSize - 1) / info.PageSize
+	var ids []backend.StepID
+	var out backend.Result
+	began := time.Now()
+	for at := 0; at < rows; {
+		var batch backend.Batch
+		for ; at < rows && (len(batch.Rows)+1)*n <= info.MaxTokens; at++ {
+			pages := make([]int32, per)
+			for j := range pages {
+				pages[j] = int32(at*per + j)
+			}
+			batch.Rows = append(batch.Rows, backend.Row{Slot: at, Start: &backend.Start{Sampling: backend.Sampling{TopP: 1, RepetitionPenalty: 1}},
+				Tokens: randomPrompt(uint64(at), n, info.VocabSize), Pages: pages, Sample: true})
+		}
+		id, err := be.Launch(&batch)
+		require.NoError(b, err)
+		if ids = append(ids, id); len(ids) > 1 {
+			require.NoError(b, be.Wait(ids[len(ids)-2], &out))
+		}
+	}
+	require.NoError(b, be.Wait(ids[len(ids)-1], &out))
+	return time.Since(began)
+}
+
+// BenchmarkFP8Kernels times gemv_mma with weights of e4m3 in chains of all layers, so that weights are cold, for every number of blocks; and
+// cuBLASLt on the same weights.
+func BenchmarkFP8Kernels(b *testing.B) {
+	cfg := benchModels()["llama-8b"]
+	be := openTest(b, cfg, weights.NewDummy(cfg), backend.Options{MaxRows: 128, MaxTokens: 8192, MaxContext: 4096, MemFraction: 0.6, Quantization: "fp8"}, settings{})
+	runtime.LockOSThread()
+	defer runtime.UnlockOSThread()
+	require.NoError(b, be.context.Bind())
+	staticBatch(b, be, 8, 512, 64)
+	s := be.shape
+	products := []func(m int) linear{s.qkv, s.o, s.gateUp, s.down}
+	weightOf := func(l layerWeights, i int) weight { return [...]weight{l.WQKV, l.WO, l.WGU, l.WDown}[i] }
+	chain := func(nodes []node, what string, bytes int64) {
+		for i := range nodes {
+			require.NoError(b, be.ready(&nodes[i]))
+		}
+		g, err := driver.Capture(be.stream, func() error { return be.enqueue(nodes) })
+		require.NoError(b, err)
+		us := timeGraph(b, be, g, 10) * 1e3 / float64(len(be.planner.layers))
+		fmt.Printf("%s: %.2f us, %.0f GB/s, %.3f of read\n", what, us, float64(bytes)/us/1e3, float64(bytes)/us*1e6 / *be.info.ReadBandwidth)
+		require.NoError(b, g.Destroy())
+	}
+	var units []unit
+	blocksOp := func(l linear, blocks int, p linearParams) op {
+		l.fp8 = true
+		o, t := l.op(be.device, p), l.mmaTileOf(be.device, blocks)
+		o.Unit.Defines = o.Unit.Defines[:strings.Index(o.Unit.Defines, "BLOCKS=")] + fmt.Sprintf("BLOCKS=%d", blocks)
+		o.Grid[0], o.Smem = t.grid, t.smem
+		return o
+	}
+	for _, product := range products {
+		for _, m := range []int{1, 16} {
+			for blocks := 1; blocks <= 3; blocks++ {
+				units = append(units, blocksOp(product(m), blocks, linearParams{}).Unit)
+			}
+		}
+		for _, m := range []int{32, 64} {
+			for _, t := range product(m).fp8Tiles(be.device) {
+				units = append(units, product(m).fp8Op(be.device, t, weight{}, 0, gemmFP8Params{}).Unit)
+			}
+		}
+	}
+	code, err := be.compiler.all(units, nil)
+	require.NoError(b, err)
+	maps.Copy(be.code, code)
+	for i, product := range products {
+		for _, m := range []int{32, 64} {
+			l := product(m)
+			for _, t := range l.fp8Tiles(be.device) {
+				var nodes []node
+				for _, w := range be.planner.layers {
+					x, y := be.buffers.X, be.buffers.QKV
+					if i > 0 {
+						x, y = be.buffers.Act, be.buffers.GU
+					}
+					o := l.fp8Op(be.device, t, weightOf(w, i), x, gemmFP8Params{Y: y})
+					nodes = append(nodes, node{op: &o})
+				}
+				chain(nodes, fmt.Sprintf("gemm_fp8 %s m=%d groups=%d split=%d stages=%d ctas=%d chosen=%v", l.name, m, t.groups, t.split, t.stages, t.ctas(l, be.device), t == l.fp8Tile(be.device)), nodes[0].op.Bytes)
+			}
+		}
+		for _, m := range []int{1, 8, 16} {
+			for blocks := 1; blocks <= 3; blocks++ {
+				l := product(m)
+				var nodes []node
+				for _, w := range be.planner.layers {
+					x, y := be.buffers.X, be.buffers.QKV
+					if i > 0 {
+						x, y = be.buffers.Act, be.buffers.X
+					}
+					o := blocksOp(l, blocks, linearParams{W: weightOf(w, i).Data, X: x, Gamma: w.Norm1, Y: y, RowScale: weightOf(w, i).Scales})
+					nodes = append(nodes, node{op: &o})
+				}
+				chain(nodes, fmt.Sprintf("gemv_fp8 %s m=%d blocks=%d grid=%d", l.name, m, blocks, nodes[0].op.Grid[0]), nodes[0].op.Bytes)
+			}
+		}
+		for _, m := range []int{32, 64, 128, 2048, 8192} {
+			l := product(m)
+			var nodes []node
+			for _, w := range be.planner.layers {
+				call := driver.GEMM{M: m, N: l.n, K: l.k, W: weightOf(w, i).Data, X: be.buffers.GU, Y: be.buffers.Act, FP8: true, WScale: weightOf(w, i).Scales, XScale: be.buffers.QScale}
+				if l.n > s.Inter {
+					call.X, call.Y = be.buffers.Act, be.buffers.GU
+				}
+				nodes = append(nodes, node{gemm: &call})
+			}
+			chain(nodes, fmt.Sprintf("cublasLt fp8 %s m=%d", l.name, m), int64(l.n)*int64(l.k))
+		}
 	}
 }

@@ -62,10 +62,14 @@ var testDevices = map[string]device{
 	"sm_100": {Name: "B200", SM: 100, SMs: 148, L2Bytes: 126 << 20, MaxSmem: 227 << 10}, "sm_120": {Name: "RTX 5090", SM: 120, SMs: 170, L2Bytes: 96 << 20, MaxSmem: 99 << 10},
 }
 
+// plannerOf plans for a model of one layer, without memory.
+func plannerOf(d device, s shape, l layerWeights) *planner {
+	return &planner{device: d, shape: s, buffers: &buffers{}, layers: []layerWeights{l}}
+}
+
 // allUnits is what an engine compiles at Open.
 func allUnits(d device, s shape) []unit {
-	p := &planner{device: d, shape: s, buffers: &buffers{}, layers: make([]layerWeights, 1)}
-	units := p.units()
+	units := plannerOf(d, s, layerWeights{}).units()
 	for way := range readProbes {
 		units = append(units, readProbeOp(d, 0, 0, 0, way).Unit)
 	}
@@ -108,8 +112,11 @@ func TestKernelsCompile(t *testing.T) {
 }
 
 func compileAll(t *testing.T, nvrtc *driver.Compiler, d device, s shape, strict bool) {
+	compileUnits(t, nvrtc, d, s, allUnits(d, s), strict)
+}
+
+func compileUnits(t *testing.T, nvrtc *driver.Compiler, d device, s shape, units []unit, strict bool) {
 	c := newCompiler(d, s, nil)
-	units := allUnits(d, s)
 	var group errgroup.Group
 	group.SetLimit(runtime.GOMAXPROCS(0))
 	var mu sync.Mutex
@@ -150,24 +157,28 @@ func TestPlansKeepTheirUnits(t *testing.T) {
 		for _, rows := range []int{1, 5, 16, 100, 256} {
 			s := s
 			s.MaxRows = bucketFor(rows)
-			p := &planner{device: testDevices["sm_90"], shape: s, buffers: &buffers{}, layers: make([]layerWeights, 1)}
-			known := map[unit]bool{}
-			for _, u := range p.units() {
-				known[u] = true
+			keepsUnits(t, fmt.Sprintf("%s, %d rows at most", name, rows), plannerOf(testDevices["sm_90"], s, layerWeights{}), rows)
+		}
+	}
+}
+
+// keepsUnits holds p to it for steps of up to so many rows.
+func keepsUnits(t *testing.T, what string, p *planner, rows int) {
+	known := map[unit]bool{}
+	for _, u := range p.units() {
+		known[u] = true
+	}
+	for n := 1; n <= rows; n++ {
+		for _, full := range []bool{false, true} {
+			steps := []stepShape{{rows: n, decode: n, tokens: n, samples: n, full: full}}
+			for _, tokens := range []int{1, 2, 7, 15, 16, 17, 63, 64, 200, 1024} {
+				steps = append(steps, stepShape{rows: 1, tokens: tokens, samples: 1, longest: tokens, full: full}, stepShape{rows: 1, tokens: tokens, longest: tokens},
+					stepShape{rows: n, decode: n - 1, tokens: n - 1 + tokens, samples: n, longest: tokens, full: full})
 			}
-			for n := 1; n <= rows; n++ {
-				for _, full := range []bool{false, true} {
-					steps := []stepShape{{rows: n, decode: n, tokens: n, samples: n, full: full}}
-					for _, tokens := range []int{1, 2, 7, 15, 16, 17, 63, 64, 200, 1024} {
-						steps = append(steps, stepShape{rows: 1, tokens: tokens, samples: 1, longest: tokens, full: full}, stepShape{rows: 1, tokens: tokens, longest: tokens},
-							stepShape{rows: n, decode: n - 1, tokens: n - 1 + tokens, samples: n, longest: tokens, full: full})
-					}
-					for _, st := range steps {
-						for _, node := range p.step(st.padded(), hooks{}) {
-							if node.op != nil {
-								require.True(t, known[node.op.Unit], "%s, %d rows at most: %+v needs %s", name, rows, st, node.op.Unit)
-							}
-						}
+			for _, st := range steps {
+				for _, node := range p.step(st.padded(), hooks{}) {
+					if node.op != nil {
+						require.True(t, known[node.op.Unit], "%s: %+v needs %s", what, st, node.op.Unit)
 					}
 				}
 			}

@@ -180,7 +180,7 @@ func (p *planner) units() []unit {
 		}
 	}
 	for _, n := range buckets {
-		if n > max(gemvRows, p.shape.MaxRows, min(gemmPays, p.shape.MaxTokens)) {
+		if n > max(gemvRows, p.shape.MaxRows, min(max(gemmPays, gemmFP8Pays), p.shape.MaxTokens)) {
 			break
 		}
 		for _, full := range []bool{false, true} {

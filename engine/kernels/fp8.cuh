@@ -17,6 +17,14 @@ DEVICE void widen(u32 word, u32& first, u32& second) {
 	second = (word & 0x80008000u) | (word >> 4 & 0x07F007F0u);
 }
 
+// widen_whole gives the values themselves.
+DEVICE void widen_whole(u32 word, u32& first, u32& second) {
+	const u32 two120 = 0x7B807B80u;
+	widen(word, first, second);
+	first = mul_bf16x2(first, two120);
+	second = mul_bf16x2(second, two120);
+}
+
 // What meets widened weights is lifted by 2^100, exactly, so that products and sums stay far from fp32's ends; UNLIFT takes both out again.
 DEVICE uint4 lift(uint4 v) {
 	const u32 two100 = 0x71807180u;

@@ -40,6 +40,10 @@ func product(b *strings.Builder, dtype string, n int, registers bool) {
 	fmt.Fprintf(b, "template <> struct Wgmma<%d, %s> {\n", n, dtype)
 	b.WriteString("\t// A and B in shared memory, both with k running along rows.\n")
 	emit(b, dtype, n, "product", "u64 a, u64 b", []string{"%A"}, []string{`"l"(a)`}, "p, 1, 1, 0, 0")
+	if dtype == "bf16" && (n == 32 || n == 64) {
+		b.WriteString("\t// A in registers, B in shared memory with k running along rows.\n")
+		emit(b, dtype, n, "product_of_rows", "const u32 (&a)[4], u64 b", []string{"%A", "%A", "%A", "%A"}, []string{`"r"(a[0])`, `"r"(a[1])`, `"r"(a[2])`, `"r"(a[3])`}, "p, 1, 1, 0")
+	}
 	if registers {
 		fmt.Fprintf(b, "\t// A in registers: a thread's part of D as %s pairs; B in shared memory with its columns running along rows.\n", dtype)
 		emit(b, dtype, n, "product_of_registers", "const u32 (&a)[4], u64 b", []string{"%A", "%A", "%A", "%A"}, []string{`"r"(a[0])`, `"r"(a[1])`, `"r"(a[2])`, `"r"(a[3])`}, "p, 1, 1, 1")

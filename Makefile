@@ -1,13 +1,13 @@
 # One target for each job that CI runs, in the same words. Bare `make` lists them.
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
-.PHONY: help build test lint fmt race fuzz fuzz-smoke purego arrows check tidy-check clean
+.PHONY: help build test lint fmt race fuzz purego arrows check tidy-check clean
 
 GO ?= go
 # Build tags for every target: `make bench TAGS=cuda`.
 TAGS ?=
 TAGFLAG = $(if $(TAGS),-tags $(TAGS))
-# How long each fuzz target runs in fuzz-smoke.
+# How long each fuzz target runs.
 FUZZTIME ?= 30s
 STATICCHECK = honnef.co/go/tools/cmd/staticcheck@v0.8.2
 
@@ -37,19 +37,13 @@ lint: ## gofmt, go vet and staticcheck
 arrows: ## check who may import whom
 	$(GO) test -run Arrows ./engine
 
-# What every change fuzzes: the readers of files and requests that strangers make. The rest (grammars, chat templates, tokens, results) is
-# fuzzed at night, by fuzz-smoke: what it finds there is mended, and does not stop an unrelated change.
-FUZZ_CHANGE = ^Fuzz(Safetensors|GGUF|Config|Parse|Parsers|Decode|Events)$$
-FUZZ ?= ^Fuzz
-
-fuzz: ## fuzz the readers of outside files and requests, each for FUZZTIME
-	@$(MAKE) --no-print-directory fuzz-smoke FUZZ='$(FUZZ_CHANGE)'
-
-fuzz-smoke: ## run every fuzz target for FUZZTIME
-	@for pkg in $$($(GO) list ./...); do \
-	  for f in $$($(GO) test -list '$(FUZZ)' $$pkg | grep '^Fuzz'); do \
-	    echo "fuzz $$pkg $$f"; $(GO) test -run '^$$' -fuzz "^$$f\$$" -fuzztime $(FUZZTIME) $$pkg || exit 1; \
-	  done; done
+FUZZ ?= .
+FUZZJOBS ?= 2
+fuzz: ## fuzz every reader of what strangers make, each for FUZZTIME, FUZZJOBS at a time
+	@git grep -oE '^func Fuzz\w+' -- '*_test.go' | sed -E 's|^(.*)/[^/]+:func (.*)$$|./\1 \2|' | grep -E '$(FUZZ)' | \
+	  xargs -P $(FUZZJOBS) -L 1 sh -c 'start=$$(date +%s); out=$$($(GO) test -run "^$$" -fuzz "^$$1\$$" -fuzztime $(FUZZTIME) -parallel 1 $$0 2>&1); rc=$$?; \
+	    [ $$rc = 0 ] && echo "fuzz $$0 $$1: $$(($$(date +%s)-start)) s, $$(echo "$$out" | grep -oE "execs: [0-9]+" | tail -1)" && exit 0; \
+	    echo "fuzz $$0 $$1 failed:"; echo "$$out"; exit 1'
 
 tidy-check: ## go.mod and go.sum say what the code imports
 	$(GO) mod tidy -diff

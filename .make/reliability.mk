@@ -1,5 +1,5 @@
 # Reliability and supply chain: see docs/reliability.md and docs/security.md.
-.PHONY: faults soak soak-short sbom govulncheck manifests kubeconform mutations-rooms
+.PHONY: sanitize faults soak soak-short sbom govulncheck manifests kubeconform mutations-rooms
 
 # The tests that break things on purpose, by name; they run within `make test` too.
 FAULTS = Fault|Fail|Full|Cut|Overwritten|Reset|Dark|Slowloris|Flood|Refused|Hostile|Tenants|Terminate|Kill|NoDevice|Supervisor|Damaged|Memory|Salt|Versions
@@ -34,3 +34,12 @@ kubeconform: ## check the manifests against the API servers' schemas
 
 mutations-rooms: ## put faults into server, grammar, sampler, captures, gate and parsers; a named test must see each
 	$(GO) test -tags mutations -run TestMutationsOfRooms -v -timeout 60m ./engine
+
+# compute-sanitizer slows the device a hundredfold: small models that reach every kernel, and every kernel's own test.
+SANITIZER ?= compute-sanitizer
+SANITIZE ?= memcheck initcheck synccheck racecheck
+SANITIZE_KERNELS = ^(TestAttn.*|TestGEMM.*|TestGEMV.*|TestAdvance|TestEmbed|TestRMSNorm|TestSiLUMul|TestSample.*|TestTargetLogprob|TestW4.*|TestFP8.*|TestMixture.*)$$
+sanitize: cuda-build ## run every kernel's test and small models under compute-sanitizer; needs a GPU
+	cd engine/cuda && for tool in $(SANITIZE); do for tests in '^TestEveryKernelRuns$$' '$(SANITIZE_KERNELS)'; do \
+	  echo "$$tool: $$tests" && TOKAMAK_REQUIRE_GPU=1 $(SANITIZER) --tool $$tool --error-exitcode 9 ../../.gpu/cuda.test -test.short -test.timeout 0 -test.run "$$tests" || exit 1; \
+	done; done

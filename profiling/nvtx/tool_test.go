@@ -36,6 +36,10 @@ func markForTool() {
 	trace.SpanBegin("running", trace.Request, 9)
 	trace.SpanEnd("running", trace.Request, 9)
 	trace.StepDone(trace.Step{ID: 7, Phase: trace.Prefill, Rows: 2})
+	trace.NextNode(3, "gemv_qkv")
+	trace.NextNode(3, "attn_decode")
+	trace.NextNode(-1, "publish")
+	trace.NodesDone()
 }
 
 // TestAToolSeesTheRanges injects a tool as Nsight Systems does and reads what it was told.
@@ -62,11 +66,14 @@ func TestAToolSeesTheRanges(t *testing.T) {
 		if on == "0" { // the sink is the only one that marks then
 			require.NoError(t, err)
 			assert.NotContains(t, string(text), "description")
+			assert.NotContains(t, string(text), "layer 3")
 			continue
 		}
 		require.NoError(t, err)
 		for _, want := range []string{"domain tokamak\n", "domain theirs\n", "category mine\n", "start description color=ff1f77b4 int=-3\nend\n", "mark moment color=ff00ff00 double=1.5\n",
-			"start schedule", "start launch color=ff2ca02c int=7\nend\n", "start running color=ff1f77b4 int=9\nend\n", "mark prefill step color=00000000 int=2\n"} {
+			"start schedule", "start launch color=ff2ca02c int=7\nend\n", "start running color=ff1f77b4 int=9\nend\n", "mark prefill step color=00000000 int=2\n",
+			"start layer 3 color=00000000 int=3\ncategory op\nstart gemv_qkv color=00000000 int=3\nend\nstart attn_decode color=00000000 int=3\nend\nend\n" +
+				"start outside of the layers color=00000000 int=-1\nstart publish color=00000000 int=-1\nend\nend\n"} {
 			assert.Contains(t, string(text), want)
 		}
 		require.NoError(t, os.Remove(record))

@@ -97,6 +97,7 @@ func (s *stepper) forward() {
 		s.notes.note("norm", l, n)
 		if y.router != nil {
 			s.mixture(y, l, x, normed, n)
+			s.notes.note("experts", l, n)
 			continue
 		}
 		out := grow(&s.mlpOut, n*hidden)

@@ -49,7 +49,16 @@ var mutations = []struct{ fault, file, old, new string }{
 	{"a release does not wake the queue", "scheduler/scheduler.go", "	s.unblock()\n}\n\n// requeue", "}\n\n// requeue"},
 	{"a prefix in the making is computed again", "scheduler/admit.go", "return longest > 0 && longest > s.cache.MatchLen", "return false && longest > s.cache.MatchLen"},
 
-	{"a token is delivered twice", "stream.go", "	f.tokens = append(f.tokens, o.Result.Token)\n", "	f.tokens = append(f.tokens, o.Result.Token, o.Result.Token)\n	f.at = append(f.at, at)\n"},
+	{"a run of guesses goes on behind a stop", "scheduler/commit.go", "for n = 1; finish == Running && n <= len(result.More); n++ {", "for n = 1; n <= len(result.More); n++ {"},
+	{"refused drafts count as computed", "scheduler/commit.go", "	r.computed -= p.drafts - len(result.More)\n", ""},
+	{"a step is planned behind one with drafts", "scheduler/draft.go", "		if st.drafts > 0 {\n			return true\n		}\n", ""},
+	{"drafts have no pages", "scheduler/draft.go", "n = s.coverDrafts(r, p.drafts)", "n = p.drafts"},
+	{"drafts reach behind the last token", "scheduler/draft.go", "expected, p.r.MaxNewTokens-p.r.numOutput());", "expected, p.r.MaxNewTokens);"},
+	{"drafts are made for a masked token", "scheduler/draft.go", "p.r.pending > 1 || b.Rows[i].Mask != nil", "p.r.pending > 1"},
+	{"a request with penalties guesses", "submit.go", " && !s.req.HasPenalty()", ""},
+	{"the last tokens of a run are lost", "stream.go", "for i := range o.Sampled {", "for i := range min(o.Sampled, 1) {"},
+
+	{"a token is delivered twice", "stream.go", "		f.tokens = append(f.tokens, token.Token)\n", "		f.tokens = append(f.tokens, token.Token, token.Token)\n		f.at = append(f.at, at)\n"},
 	{"a reader is not woken", "stream.go", "	if s.each && o.Sampled > 0 {\n		s.notify()", "	if false {\n		s.notify()"},
 	{"a reader that left is not reported", "stream.go", "	if !ended {\n		e.loop.post", "	if !ended && e == nil {\n		e.loop.post"},
 	{"the end overtakes the last token", "stream.go", "	if o != nil {\n		s.append(o, at)\n	}\n", ""},

@@ -2,6 +2,7 @@ package scheduler_test
 
 import (
 	"fmt"
+	"math/rand/v2"
 	"slices"
 	"testing"
 
@@ -343,6 +344,28 @@ func TestNobodyIsPassedForEver(t *testing.T) {
 	}
 	require.Equal(t, 1, poor.ends)
 	require.Greater(t, d.steps, uint64(10), "the policy preferred nobody")
+}
+
+// TestCacheAwareAdmission: questions behind a few long prompts, shuffled, in a cache that holds a third of the prompts. In the order of
+// arrival most prompts are evicted before their next question comes; admitted by what is cached, most are found.
+func TestCacheAwareAdmission(t *testing.T) {
+	run := func(policy scheduler.Policy) (cached float64, prefilled uint64) {
+		d := newDriver(t, scheduler.Config{
+			MaxRows: 4, MaxTokens: 48, MaxContext: 64, PageSize: 4, NumPages: 48, ChunkSize: 48, Policy: policy, PrefixCache: true,
+		})
+		for _, i := range rand.New(rand.NewPCG(1, 2)).Perm(12 * 8) {
+			prompt := slices.Repeat([]int32{int32(i % 12), 30, int32(i % 12), 31}, 8)
+			d.add(&client{Request: &scheduler.Request{Prompt: append(prompt, int32(i/12), int32(20+i/12)), MaxNewTokens: 4}})
+		}
+		d.drain(true) // which also bounds the steps
+		c := d.sched.Counts()
+		return float64(c.CachedTokens) / float64(c.PromptTokens), c.PrefillTokens
+	}
+	fcfs, fcfsTokens := run(scheduler.FCFS)
+	lpm, lpmTokens := run(scheduler.LPM)
+	t.Logf("found in the cache: %.0f %% in the order of arrival (%d tokens computed), %.0f %% by longest prefix (%d)", 100*fcfs, fcfsTokens, 100*lpm, lpmTokens)
+	require.Greater(t, lpm, 0.7)
+	require.Less(t, 2*lpmTokens, fcfsTokens)
 }
 
 // BenchmarkStep shows the host's price of a decode step.

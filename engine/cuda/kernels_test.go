@@ -69,6 +69,7 @@ func plannerOf(d device, s shape, l layerWeights) *planner {
 
 // allUnits is what an engine compiles at Open.
 func allUnits(d device, s shape) []unit {
+	s.MaxVerify = 48
 	units := plannerOf(d, s, layerWeights{}).units()
 	for way := range readProbes {
 		units = append(units, readProbeOp(d, 0, 0, 0, way).Unit)
@@ -156,7 +157,7 @@ func TestPlansKeepTheirUnits(t *testing.T) {
 	for name, s := range testShapes() {
 		for _, rows := range []int{1, 5, 16, 100, 256} {
 			s := s
-			s.MaxRows = bucketFor(rows)
+			s.MaxRows, s.MaxVerify = bucketFor(rows), rows
 			keepsUnits(t, fmt.Sprintf("%s, %d rows at most", name, rows), plannerOf(testDevices["sm_90"], s, layerWeights{}), rows)
 		}
 	}
@@ -171,6 +172,10 @@ func keepsUnits(t *testing.T, what string, p *planner, rows int) {
 	for n := 1; n <= rows; n++ {
 		for _, full := range []bool{false, true} {
 			steps := []stepShape{{rows: n, decode: n, tokens: n, samples: n, full: full}}
+			if p.shape.MaxVerify > 0 {
+				steps = append(steps, stepShape{rows: n, decode: n, tokens: n, samples: n, full: full, drafts: true},
+					stepShape{rows: n + 1, decode: n, tokens: n + 30, samples: n, longest: 30, full: full, drafts: true})
+			}
 			for _, tokens := range []int{1, 2, 7, 15, 16, 17, 63, 64, 200, 1024} {
 				steps = append(steps, stepShape{rows: 1, tokens: tokens, samples: 1, longest: tokens, full: full}, stepShape{rows: 1, tokens: tokens, longest: tokens},
 					stepShape{rows: n, decode: n - 1, tokens: n - 1 + tokens, samples: n, longest: tokens, full: full})

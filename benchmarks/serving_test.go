@@ -37,6 +37,9 @@ func BenchmarkServing(b *testing.B) {
 		b.Fatal(err)
 	}
 	name := fmt.Sprintf("backend=%s/model=%s/%s", t.client.Kind.Name, t.modelName(), set.caseName(samples, true))
+	if t.own {
+		name += specName(set.engine)
+	}
 	if n, i := longest(samples); t.context > 0 && n > t.context {
 		table.skip(name, fmt.Sprintf("request %d needs %d tokens of context, the server has %d", i+1, n, t.context))
 		b.SkipNow()
@@ -129,6 +132,7 @@ func (c *servingCase) bench(b *testing.B) {
 	c.card = *newCardMeter(c.target.onCard)
 	var cards []cardRun
 	for b.Loop() {
+		before := c.target.draftCounters()
 		report, err := c.run()
 		if err != nil {
 			b.Fatal(c.target.explain(err))
@@ -141,7 +145,7 @@ func (c *servingCase) bench(b *testing.B) {
 		if err := c.keep(report, s); err != nil {
 			b.Fatal(err)
 		}
-		figures = append(figures, c.figures(s)...)
+		figures = append(append(figures, c.figures(s)...), acceptFigures(before, c.target.draftCounters())...)
 		runs++
 		c.last = s
 	}

@@ -8,6 +8,8 @@ import (
 	"testing"
 	"time"
 
+	"github.com/tidwall/gjson"
+
 	"github.com/tokamak-engine/tokamak/engine"
 )
 
@@ -33,6 +35,18 @@ func acceptFigures(before, after engine.Stats) []figure {
 		return nil
 	}
 	return []figure{{"accept-len", length}, {"accept-pct", 100 * float64(after.AcceptedTotal) / float64(after.DraftTokensTotal)}}
+}
+
+// draftCounters asks our kind of server for its counters of speculation; zeros where it has none.
+func (t *target) draftCounters() (s engine.Stats) {
+	info, err := t.client.Get(context.Background(), "/get_server_info")
+	if err != nil {
+		return s
+	}
+	r := gjson.GetBytes(info, "internal_states.0")
+	s.DraftedRowsTotal, s.DraftTokensTotal = r.Get("spec_verifications_total").Uint(), r.Get("spec_draft_tokens_total").Uint()
+	s.AcceptedTotal = r.Get("spec_accepted_tokens_total").Uint()
+	return s
 }
 
 // generation is a batch run as requests: with the scheduler, and with guesses if the engine makes them.

@@ -250,7 +250,7 @@ func (b *Backend) open(cfg *model.Config, w *weights.Store, o backend.Options, s
 		weightBytes -= int64(s.Vocab) * int64(s.Hidden) * bf16Bytes // the embedding is looked up, not read
 	}
 	b.info = backend.Info{
-		Name: "cuda", Device: b.device.Name, DType: "bfloat16", VocabSize: s.Vocab, MaxContext: o.MaxContext, MaxRows: o.MaxRows, MaxTokens: o.MaxTokens,
+		Name: "cuda", Device: b.device.Name, DType: layers[0].WGU.Format.String(), VocabSize: s.Vocab, MaxContext: o.MaxContext, MaxRows: o.MaxRows, MaxTokens: o.MaxTokens,
 		PageSize: s.Page, NumPages: s.NumPages, MaxVerify: s.MaxVerify, WeightBytes: weightBytes, KVBytesPerToken: int64(2*s.kvDim()*s.Layers) * s.kvBytes(), ReadBandwidth: bandwidth,
 	}
 	b.info.BF16FLOPs, b.info.FP8FLOPs = bf16FLOPs, fp8FLOPs

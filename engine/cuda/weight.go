@@ -17,6 +17,9 @@ const (
 	formatInt4        // w4.go
 )
 
+// String is the name that backend.Info uses.
+func (f format) String() string { return [...]string{"bfloat16", "fp8_e4m3", "int4"}[f] }
+
 // weight is a matrix [out, in] on the device, rows one behind the other.
 type weight struct {
 	Format       format

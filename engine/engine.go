@@ -38,6 +38,7 @@ type Opt func(*opening)
 type opening struct {
 	options  Options
 	progress func(phase string, done, total float64, unit string)
+	backend  func(*model.Config) (backend.Backend, error)
 }
 
 // WithOptions replaces the default options. The path given to Open wins over o.ModelPath.
@@ -47,6 +48,11 @@ func WithOptions(o Options) Opt { return func(p *opening) { p.options = o } }
 // goroutine at a time and must not block.
 func WithProgress(f func(phase string, done, total float64, unit string)) Opt {
 	return func(p *opening) { p.progress = f }
+}
+
+// WithBackend runs the engine on what open gives for the model, in the place of the backend that the options name: for tests.
+func WithBackend(open func(*model.Config) (backend.Backend, error)) Opt {
+	return func(p *opening) { p.backend = open }
 }
 
 // Open loads the model at path, a Hugging Face directory or a GGUF file, opens a backend for it and starts the engine. path may
@@ -91,6 +97,9 @@ func Open(ctx context.Context, path string, opts ...Opt) (_ *Engine, err error) 
 	open := func() (backend.Backend, error) {
 		if err := checkpoint(ctx); err != nil {
 			return nil, err
+		}
+		if p.backend != nil {
+			return p.backend(e.config)
 		}
 		return openBackend(o, e.config, e.weights, backendOptions(o, e.config, p.progress))
 	}

@@ -89,6 +89,12 @@ func (c *conn) Read(p []byte) (int, error) {
 	return n, err
 }
 
+// Write implements [net.Conn]. Who is written to needs no other word at the end.
+func (c *conn) Write(p []byte) (int, error) {
+	c.partial.Store(false)
+	return c.Conn.Write(p)
+}
+
 // handling tells that the bytes read belong to a request that a handler answers.
 func (c *conn) handling() {
 	c.partial.Store(false)

@@ -66,6 +66,9 @@ func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	h.Set("X-Request-Id", c.id)
 	h.Set("X-Content-Type-Options", "nosniff")
 	c.extendWrite()
+	if r.ContentLength != 0 { // net/http reads a body before it answers, even one that nobody looks at
+		http.NewResponseController(w).SetReadDeadline(time.Now().Add(s.options.BodyTimeout))
+	}
 	route := s.route(r.URL.Path)
 	defer func() {
 		if p := recover(); p != nil {
@@ -133,6 +136,7 @@ func (c *call) finish(route *route, err error) {
 			if e.code == "queue_full" {
 				e.retryAfter = s.retryAfter()
 			}
+			c.extendWrite() // the wait may have been longer than a write may take
 			e.write(c.w)
 		}
 	}
@@ -214,8 +218,6 @@ func (c *call) body() ([]byte, error) {
 	if size > most {
 		return nil, c.tooLarge(most)
 	}
-	rc := http.NewResponseController(c.w.ResponseWriter)
-	rc.SetReadDeadline(time.Now().Add(c.s.options.BodyTimeout))
 	var buf bytes.Buffer
 	if size > 0 {
 		const trust = 1 << 20 // what a client only says it will send is not set aside
@@ -223,7 +225,7 @@ func (c *call) body() ([]byte, error) {
 	}
 	_, err := buf.ReadFrom(io.LimitReader(&countedBody{c}, most+1))
 	if err == nil && int64(buf.Len()) <= most {
-		rc.SetReadDeadline(time.Time{})
+		http.NewResponseController(c.w.ResponseWriter).SetReadDeadline(time.Time{})
 	} else { // the deadline stays, or net/http would wait for the rest of the body
 		c.w.Header().Set("Connection", "close")
 	}

@@ -243,6 +243,9 @@ func TestBodies(t *testing.T) {
 	t.Run("body that never ends", func(t *testing.T) {
 		assert.Equal(t, "408 body_timeout", raw(t, "POST /generate HTTP/1.1\r\nHost: x\r\nContent-Length: 100\r\n\r\n{", nil))
 	})
+	t.Run("body that nobody reads and that never ends", func(t *testing.T) {
+		assert.Equal(t, "404 not_found", raw(t, "POST /nowhere HTTP/1.1\r\nHost: x\r\nContent-Length: 100\r\n\r\n{", nil))
+	})
 	t.Run("header that never ends", func(t *testing.T) {
 		assert.Equal(t, "408 header_timeout", raw(t, "POST /generate HTTP/1.1\r\nHost: x\r\nX-A: b", nil))
 	})

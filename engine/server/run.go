@@ -189,7 +189,7 @@ func (c *call) stream(w *work, enc encoder) error {
 		if err := out.flush(); err != nil {
 			return err
 		}
-		if out.lagging(oldest) {
+		if open > 0 && out.lagging(oldest) { // not after the end was told
 			return c.failStream(out, enc, errSlowReader)
 		}
 	}

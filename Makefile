@@ -41,7 +41,7 @@ FUZZ ?= .
 FUZZJOBS ?= 2
 fuzz: ## fuzz every reader of what strangers make, each for FUZZTIME, FUZZJOBS at a time
 	@git grep -oE '^func Fuzz\w+' -- '*_test.go' | sed -E 's|^(.*)/[^/]+:func (.*)$$|./\1 \2|' | grep -E '$(FUZZ)' | \
-	  xargs -P $(FUZZJOBS) -L 1 sh -c 'start=$$(date +%s); out=$$($(GO) test -run "^$$" -fuzz "^$$1\$$" -fuzztime $(FUZZTIME) -parallel 1 $$0 2>&1); rc=$$?; \
+	  xargs -P $(FUZZJOBS) -L 1 sh -c 'start=$$(date +%s); out=$$($(GO) test -run "^$$" -fuzz "^$$1\$$" -fuzztime $(FUZZTIME) -fuzzminimizetime 1s -parallel 1 $$0 2>&1); rc=$$?; \
 	    [ $$rc = 0 ] && echo "fuzz $$0 $$1: $$(($$(date +%s)-start)) s, $$(echo "$$out" | grep -oE "execs: [0-9]+" | tail -1)" && exit 0; \
 	    echo "fuzz $$0 $$1 failed:"; echo "$$out"; exit 1'
 

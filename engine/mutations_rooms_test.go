@@ -37,6 +37,14 @@ var roomMutations = []struct{ fault, file, old, new, test string }{
 	{"nobody drains", "engine/cmd/launch_server/run.go", "drained := l.stop(l.flags.server.ShutdownTimeout)", "drained := l.stop(0)", "TestTerminateUnderLoad"},
 	{"completions forget the salt", "engine/server/completions.go", "	return salt\n", "	return \"\"\n", "TestTenantsDoNotSeeEachOthersPrefixes"},
 
+	{"the end is told twice to a slow reader", "engine/server/run.go", "if open > 0 && out.lagging(oldest) {", "if out.lagging(oldest) {", "TestSessionSimulation"},
+	{"a body that nobody reads has all the time it wants", "engine/server/handler.go", "if r.ContentLength != 0 {", "if false {", "TestBodies"},
+	{"an error after a long wait is not told", "engine/server/handler.go", "			c.extendWrite() // the wait", "			// the wait", "TestAnAnswerAfterALongWait"},
+	{"a token is written twice", "engine/server/run.go", "out.buf = enc.event(out.buf, next.index, &next.event)", "out.buf = enc.event(enc.event(out.buf, next.index, &next.event), next.index, &next.event)", "TestSessionSimulation"},
+	{"a failed device keeps its pages", "engine/loop.go", "	l.sched.Abandon()\n", "", "TestABackendErrorIsFinal"},
+	{"a template doubles a string for nothing", "engine/tokenizer/jinja/operators.go", "		err = r.take(len(x) + len(y))\n", "		err = r.take(0 * len(x))\n		if len(x) > 1<<28 {\n			return x, nil\n		}\n", "TestTemplatesMemory"},
+	{"a loop's name stays when the loop has ended", "engine/tokenizer/jinja/loop.go", "in, err := r.inner(r.scope, r.out)\n		if err != nil {\n			return err\n		}\n		l.at = i", "in, err := r, r.step()\n		if err != nil {\n			return err\n		}\n		l.at = i", "TestEqualToJinja"},
+
 	{"an output may end before it is complete", "engine/grammar/matcher.go", "if !m.state.finished {", "if false {", "TestErrors|TestSchemas|TestRegexes|TestTokenisedSamples"},
 	{"a grammar may have any number of states", "engine/grammar/errors.go", "maxStates      = 200_000", "maxStates      = 2_000_000_000", "TestHeavySpecs|TestErrors"},
 	{"the end is not in the mask", "engine/grammar/mask.go", "			dst[id/32] |= 1 << (id % 32)\n", "", "TestSchemas|TestRegexes|TestTokenisedSamples"},
@@ -61,7 +69,10 @@ var roomMutations = []struct{ fault, file, old, new, test string }{
 }
 
 // roomOf names the packages whose test sees a fault, where it is not the fault's own.
-var roomOf = map[string]string{"engine/cpu/backend.go": "engine/server", "benchstat/gate/decide.go": "benchstat"}
+var roomOf = map[string]string{
+	"engine/cpu/backend.go": "engine/server", "benchstat/gate/decide.go": "benchstat",
+	"engine/tokenizer/jinja/operators.go": "engine/tokenizer",
+}
 
 // TestMutationsOfRooms puts each fault into the source and demands that the test named beside it fails.
 //

@@ -273,6 +273,22 @@ func TestLaggingReaderIsToldWhy(t *testing.T) {
 	}
 }
 
+// A request may wait for longer than a write may take: its error is told all the same.
+func TestAnAnswerAfterALongWait(t *testing.T) {
+	f := newFake()
+	f.before = func(engine.Request) error {
+		time.Sleep(400 * time.Millisecond) // in the queue
+		return engine.ErrQueueFull
+	}
+	s, _ := testServer(t, f, func(o *Options) { o.WriteTimeout = 100 * time.Millisecond })
+	base := listen(t, s)
+	for _, stream := range []string{"true", "false"} {
+		code, body := send(t, base+"/generate", `{"text":"a","stream":`+stream+`}`)
+		assert.Equal(t, 429, code)
+		assert.Contains(t, body, "queue_full")
+	}
+}
+
 // slowWriter is a connection that takes its time for each write.
 type slowWriter struct {
 	*httptest.ResponseRecorder

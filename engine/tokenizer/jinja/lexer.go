@@ -200,6 +200,9 @@ next:
 		if s == "" {
 			return append(out, token{}), nil
 		}
+		if len(out) == maxTokens {
+			return nil, fmt.Errorf("a tag of more than %d words", maxTokens)
+		}
 		switch c := s[0]; {
 		case c == '\'' || c == '"':
 			end := quoteEnd(s, 0)

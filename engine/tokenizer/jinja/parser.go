@@ -8,6 +8,7 @@ import (
 
 const (
 	maxSource  = 1 << 20 // bytes; the longest of real ones has some 20,000
+	maxTokens  = 20_000  // of one tag
 	maxNesting = 100     // of blocks, and of expressions in each other
 	maxChain   = 1000    // operators, filters, attributes in a row
 )

@@ -31,6 +31,8 @@ const (
 	moeMaxTopK    = 32  // lanes of a warp stand for choices
 	moeThreads    = 512 // of the kernels of small steps
 	moeRouterCTAs = 8   // one cluster
+	// moeSortTokens is the most tokens whose rows moe_sort moves, and for which moe_router makes the router's product: then a step has fewer launches.
+	moeSortTokens = 256
 	// moeSmem is the least shared memory of moe_gate_up: more than half an SM's, so that a second CTA does not come to an SM while others have none.
 	moeSmem = 116 << 10
 )
@@ -147,28 +149,63 @@ func routingBytes(m moeShape) int64 {
 func (p *planner) moe(st stepShape, l layerWeights) []node {
 	d, s, b, m := p.device, p.shape, p.buffers, st.tokens
 	if m <= gemvRows && !s.Deterministic {
-		return nodesOf(moeRouterOp(s, b, l, m), moeGateUpOp(d, s, b, l, m), moeDownOp(d, s, b, l, m))
+		return nodesOf(moeRouterOp(d, s, b, p.next(l), m, true), moeGateUpOp(d, s, b, l, m), moeDownOp(d, s, b, l, m))
 	}
-	nodes := nodesOf(rmsnormOp(d, s, b, l.Norm2, m))
-	nodes = append(nodes, p.blas(driver.GEMM{Name: "gemm_router", M: m, N: s.MoE.Experts, K: s.Hidden, W: l.Router, X: b.XN, Y: b.MoE.Logits, F32: true})...)
+	var nodes []node
+	if m <= moeSortTokens || s.Deterministic {
+		nodes = nodesOf(moeRouterOp(d, s, b, l, m, false))
+	} else {
+		nodes = append(nodesOf(rmsnormOp(d, s, b, l.Norm2, m)),
+			p.blas(driver.GEMM{Name: "gemm_router", M: m, N: s.MoE.Experts, K: s.Hidden, W: l.Router, X: b.XN, Y: b.MoE.Logits, F32: true})...)
+		nodes = append(nodes, nodesOf(moeTopKOp(s, b, l, m))...)
+	}
+	nodes = append(nodes, nodesOf(moeSortOp(s, b, m))...)
+	if m > moeSortTokens {
+		nodes = append(nodes, nodesOf(moePermuteOp(s, b, m))...)
+	}
 	t := s.moeTile(m)
-	return append(nodes, nodesOf(moeTopKOp(s, b, l, m), moeSortOp(s, b, m), moePermuteOp(s, b, m), moeGEMMGateUpOp(d, s, b, l, m, t), moeGEMMDownOp(d, s, b, l, m, t),
+	return append(nodes, nodesOf(moeGEMMGateUpOp(d, s, b, l, m, t), moeGEMMDownOp(d, s, b, l, m, t),
 		moeCombineOp(s, b, m))...)
+}
+
+// moeAhead is how much of the next layer's first weight is brought to the L2 while moe_router leaves the memory idle.
+var moeAhead int64 = 16 << 20
+
+// next adds to l which weight is read first after its layer.
+func (p *planner) next(l layerWeights) layerWeights {
+	if l.Next = p.buffers.Head.Data; l.Layer+1 < len(p.layers) {
+		l.Next = p.layers[l.Layer+1].WQKV.Data
+	}
+	l.NextBytes = int64(p.shape.qkvDim()) * int64(p.shape.Hidden) * bf16Bytes // the head is larger
+	return l
 }
 
 // moeRouterParams mirrors Params of moe_router.cu.
 type moeRouterParams struct {
-	X, Gamma, W, TokSlot, TokPos, XN, Routing ptr
-	Tokens, Layer                             int32
+	X, Gamma, W, TokSlot, TokPos, XN, Routing, Expert, Weight, Pair, Ahead ptr
+	Tokens, Layer                                                          int32
+	AheadBytes, _                                                          uint32
 }
 
-// moeRouterOp: xn = norm(x), and the routing of m tokens.
-func moeRouterOp(s shape, b *buffers, l layerWeights, m int) op {
-	p := moeRouterParams{X: b.X, Gamma: l.Norm2, W: l.Router, TokSlot: b.TokSlot, TokPos: b.TokPos, XN: b.XN, Routing: b.MoE.Routing, Tokens: int32(m), Layer: int32(l.Layer)}
-	experts, tiles := s.MoE.Experts, ceilDiv(m, 8)
-	shared := moeThreads/32*tiles*16*8*4 + gemvRows*experts*4 + experts*8 + gemvRows*s.MoE.TopK*8 + (experts/32+1)*4 // struct Shared of moe_router.cu
-	return op{Name: "moe_router", Unit: unit{"moe_router.cu", "moe_router", s.MoE.defines(" M=%d", pad(m, 8))}, Grid: [3]int{moeRouterCTAs, 1, 1}, Block: moeThreads,
-		Cluster: moeRouterCTAs, Smem: pad(shared, 16) + m*(s.Hidden+32)*bf16Bytes + 64, PDL: true, Params: paramBytes(&p),
+// moeRouterOp: xn = norm(x), and the experts of m tokens: their routing if deal is set, which up to gemvRows tokens allow, else their choices.
+func moeRouterOp(d device, s shape, b *buffers, l layerWeights, m int, deal bool) op {
+	p := moeRouterParams{X: b.X, Gamma: l.Norm2, W: l.Router, TokSlot: b.TokSlot, TokPos: b.TokPos, XN: b.XN, Routing: b.MoE.Routing, Expert: b.MoE.Expert,
+		Weight: b.MoE.Weight, Pair: b.MoE.Pair, Tokens: int32(m), Layer: int32(l.Layer)}
+	experts, class, ctas, flag := s.MoE.Experts, gemvRows, ceilDiv(m, gemvRows)*moeRouterCTAs, 0
+	if deal {
+		flag, class = 1, 1
+		for class < m { // warps share tokens evenly
+			class *= 2
+		}
+		if p.Ahead = l.Next; p.Ahead != 0 && moeAhead > 0 {
+			ctas = d.SMs / moeRouterCTAs * moeRouterCTAs
+			share := 16 * (ctas - moeRouterCTAs)
+			p.AheadBytes = uint32(int(min(l.NextBytes, moeAhead)) / share * share)
+		}
+	}
+	shared := moeThreads/32*(ceilDiv(class, 8)*16*8*4+4) + gemvRows*experts*4 + experts*8 + gemvRows*s.MoE.TopK*8 + (experts/32+1)*4 // struct Shared of moe_router.cu
+	return op{Name: "moe_router", Unit: unit{"moe_router.cu", "moe_router", s.MoE.defines(" DEAL=%d M=%d", flag, class)}, Grid: [3]int{ctas, 1, 1}, Block: moeThreads,
+		Cluster: moeRouterCTAs, Smem: pad(shared, 16) + min(m, gemvRows)*(s.Hidden+32)*bf16Bytes + 64, PDL: true, Params: paramBytes(&p),
 		Bytes: int64(experts+2*m) * int64(s.Hidden) * bf16Bytes, FLOPs: 2 * int64(m) * int64(experts) * int64(s.Hidden)}
 }
 

@@ -37,6 +37,17 @@ func openMixture(b *testing.B, set settings) *Backend {
 //
 //	go test -tags cuda ./engine/cuda -run '^$' -bench Mixture -benchtime 1x
 func BenchmarkMixture(b *testing.B) {
+	for _, ahead := range []int64{0, 8 << 20, 16 << 20, 24 << 20} {
+		b.Run(fmt.Sprintf("ahead=%d", ahead), func(b *testing.B) {
+			moeAhead = ahead
+			be := openMixture(b, settings{})
+			fmt.Println("ahead", ahead)
+			for _, rows := range []int{1, 2, 4, 8} {
+				decodeCase(b, be, "qwen3-30b-a3b", rows, 512)
+			}
+		})
+	}
+	moeAhead = 16 << 20
 	b.Run("steps", func(b *testing.B) {
 		be := openMixture(b, settings{})
 		for _, rows := range []int{1, 2, 4, 8, 16, 32, 64} {

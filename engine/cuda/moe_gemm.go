@@ -22,15 +22,21 @@ func moeTopKOp(s shape, b *buffers, l layerWeights, m int) op {
 
 // moeSortParams mirrors Params of moe_sort.cu.
 type moeSortParams struct {
-	Expert, Pair, Count, First ptr
-	Entries, _                 int32
+	Expert, Pair, Count, First, XN, XP ptr
+	Entries, _                         int32
 }
 
-// moeSortOp: numbers of m tokens' pairs.
+// moeSortOp: numbers of m tokens' pairs; of few tokens also rows of xn by pair.
 func moeSortOp(s shape, b *buffers, m int) op {
-	p := moeSortParams{Expert: b.MoE.Expert, Pair: b.MoE.Pair, Count: b.MoE.Count, First: b.MoE.First, Entries: int32(m * s.MoE.TopK)}
-	return op{Name: "moe_sort", Unit: unit{"moe_sort.cu", "moe_sort", s.MoE.defines("")}, Grid: [3]int{s.MoE.Experts, 1, 1}, Block: 512, PDL: true,
-		Params: paramBytes(&p), Bytes: 6 * int64(m) * int64(s.MoE.TopK)}
+	p := moeSortParams{Expert: b.MoE.Expert, Pair: b.MoE.Pair, Count: b.MoE.Count, First: b.MoE.First, XN: b.XN, XP: b.MoE.X, Entries: int32(m * s.MoE.TopK)}
+	o := op{Name: "moe_sort", Grid: [3]int{s.MoE.Experts, 1, 1}, Block: 512, PDL: true, Params: paramBytes(&p), Bytes: 6 * int64(m) * int64(s.MoE.TopK)}
+	permute := 0
+	if m <= moeSortTokens {
+		permute = 1
+		o.Bytes += int64(m) * int64(1+s.MoE.TopK) * int64(s.Hidden) * bf16Bytes
+	}
+	o.Unit = unit{"moe_sort.cu", "moe_sort", s.MoE.defines(" PERMUTE=%d", permute)}
+	return o
 }
 
 // moePermuteParams mirrors Params of moe_permute.cu.

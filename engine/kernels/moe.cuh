@@ -81,3 +81,17 @@ DEVICE i32 uniform_expert(u32 slot, u32 position, u32 layer) {
 	h ^= h >> 16;
 	return (i32)((h % EXPERTS + (threadIdx.x & 31) * (EXPERTS / TOP_K)) % EXPERTS);
 }
+
+#define NONE 0xFFFF  // a padding token's expert
+
+// store_choices stores a token's choices by ascending expert. The whole warp takes part.
+DEVICE void store_choices(Choice mine, i32 slot, int token, u16* expert, float* weight, i32* pair) {
+	const int lane = threadIdx.x & 31;
+	int rank = 0;  // among the token's
+	for (int j = 0; j < TOP_K; j++) rank += __shfl_sync(~0u, mine.expert, j) < mine.expert;
+	if (lane >= TOP_K) return;
+	const size_t at = (size_t)token * TOP_K + rank;
+	expert[at] = slot < 0 ? NONE : mine.expert;
+	weight[at] = mine.weight;
+	if (slot < 0) pair[at] = -1;
+}

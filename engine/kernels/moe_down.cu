@@ -56,7 +56,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) moe_down(const __grid_c
 #pragma unroll
 		for (int i = 0; i < 4; i++) {
 			dst[i] = make_uint4(0, 0, 0, 0);
-			if (K % 64 == 0 || k + i / 2 * 32 < K) dst[i] = ld_weight(row + i % 2 * 8 * K + i / 2 * 32);
+			if (K % 64 == 0 || k + i / 2 * 32 < K) dst[i] = ld_weight_once(row + i % 2 * 8 * K + i / 2 * 32);
 		}
 	};
 	auto load_x = [&](uint4(&dst)[TILES][2], int step) {

@@ -60,7 +60,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) moe_gate_up(const __gri
 #pragma unroll
 		for (int i = 0; i < BLOCKS * 2; i++) {
 			dst[i / 2][i % 2] = make_uint4(0, 0, 0, 0);
-			if (valid(step)) dst[i / 2][i % 2] = ld_weight(row + (size_t)i * 8 * K);
+			if (valid(step)) dst[i / 2][i % 2] = ld_weight_once(row + (size_t)i * 8 * K);
 		}
 	};
 	const bf16* w_lane = p.w + (size_t)g * K + k_lane;

@@ -1,20 +1,22 @@
-// moe_router: norm, router product, choice of experts and dealing of tokens to them, for at most 16 tokens, in one cluster.
+// moe_router: norm, router product and choice of experts for 16 tokens a cluster; of at most 16 (DEAL), dealing them to their experts as well.
 //
-// Shapes: x [M, HIDDEN], w [EXPERTS, HIDDEN], xn [M, HIDDEN] bf16; out: xn and a Routing. Grid: one cluster of 8 CTAs, 512 threads; shared
-// memory: M normed rows. Bytes: 2 EXPERTS HIDDEN + 4 M HIDDEN: bound by latency, which is why it is one launch.
+// Shapes: x [tokens, HIDDEN], w [EXPERTS, HIDDEN], xn [tokens, HIDDEN] bf16; out: xn, and a Routing or the choices [tokens, TOP_K] by ascending
+// expert. Grid: clusters of 8 CTAs, 512 threads; shared memory: M normed rows. Bytes: 2 EXPERTS HIDDEN + 4 HIDDEN a token: bound by latency,
+// which is why it is one launch.
 // A CTA has 16 experts (or blocks of 16, 8 apart) as the rows of A, as in gemv_mma; its warps split K. Its weights are in registers before the wait on
-// the previous kernel. Every CTA norms all tokens, a warp a token. Logits meet in the shared memory of CTA 0, where a warp chooses for a token and
+// the previous kernel. Every CTA norms all tokens, its warps sharing them. Logits meet in the shared memory of CTA 0, where a warp chooses for a token and
 // a thread counts for an expert. Padding tokens have no experts.
 #include "moe.cuh"
 
-#ifndef M
-#error "M: tokens it is made for, 8 or 16"
+#if !defined(M) || !defined(DEAL)
+#error "M: tokens of a cluster: 1, 2, 4, 8 or 16; DEAL"
 #endif
 #ifndef RMS_EPS
 #error "RMS_EPS"
 #endif
 #define THREADS 512
 #define CTAS 8
+#define AHEAD_PIECE 8192u
 
 struct Params {
 	const bf16* x;        // [tokens, HIDDEN]
@@ -23,19 +25,27 @@ struct Params {
 	const i32* tok_slot;  // [tokens], -1: padding
 	const i32* tok_pos;   // [tokens], UNIFORM
 	bf16* xn;             // [tokens, HIDDEN]
-	Routing* routing;
+	Routing* routing;     // DEAL
+	u16* expert;          // else [tokens, TOP_K]: NONE for padding
+	float* weight;        // [tokens, TOP_K]
+	i32* pair;            // [tokens, TOP_K]: -1 for padding; moe_sort writes the others
+	const u8* ahead;  // weights that the next kernels but two will read
 	i32 tokens, layer;
+	u32 ahead_bytes, pad;  // a multiple of 16 for each CTA behind the first cluster
 };
 
-constexpr int WARPS = THREADS / 32, TILES = M / 8, K = HIDDEN;
+constexpr int WARPS = THREADS / 32, TILES = ceil_div(M, 8), K = HIDDEN;
+constexpr int SHARE = WARPS / M;                       // warps that norm a token
+constexpr int VECS = ceil_div(K / 8, 32 * SHARE);      // 16-byte pieces of x a lane norms
+constexpr bool EARLY_GAMMA = VECS <= 4;                // gamma waits in registers
 constexpr int STEPS = ceil_div(ceil_div(K, 32), WARPS);  // of 32 k, of one warp
 constexpr int BLOCKS = ceil_div(EXPERTS, 16);
 constexpr int PITCH = K + 32;  // of rows in shared memory, against bank conflicts
-static_assert(M == 8 || M == 16, "one or two tiles of tokens");
-static_assert(SMALL <= WARPS, "a warp a token");
+static_assert(SHARE * M == WARPS, "warps share tokens evenly");
 
 struct Shared {
 	float sum[WARPS][TILES][16][8];
+	float squares[WARPS];
 	float logit[SMALL][EXPERTS];  // of CTA 0
 	u32 mask[EXPERTS];
 	i32 base[EXPERTS];
@@ -100,6 +110,14 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) moe_router(const __grid
 	const int k_lane = warp * STEPS * 32 + t * 8;
 	const int rank = cluster_rank();
 	PDL_LAUNCH();
+	if (DEAL && blockIdx.x >= CTAS) {
+		const u32 share = p.ahead_bytes / (gridDim.x - CTAS);
+		PDL_WAIT();
+		if (tid == 0)
+			for (u32 at = 0; at < share; at += AHEAD_PIECE) prefetch_l2(p.ahead + (size_t)(blockIdx.x - CTAS) * share + at, min(share - at, AHEAD_PIECE), policy_evict_last());
+		return;
+	}
+	const int token0 = DEAL ? 0 : blockIdx.x / CTAS * M, tokens = min(M, p.tokens - token0);  // the cluster's
 	auto valid = [&](int step) { return STEPS * WARPS * 32 == K || k_lane + step * 32 < K; };
 	uint4 w[STEPS][2];
 	auto load_w = [&](int block) {
@@ -113,23 +131,43 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) moe_router(const __grid
 	};
 	if (rank < BLOCKS) load_w(rank);
 	for (int i = tid; i < EXPERTS; i += THREADS) sh.mask[i] = 0;
+	const int token = warp / SHARE, piece = warp % SHARE * 32 + lane;  // what this lane norms: pieces piece, piece + 32 SHARE, ...
+	uint4 gamma[EARLY_GAMMA ? VECS : 1], v[VECS];
+	if (EARLY_GAMMA) {
+#pragma unroll
+		for (int i = 0; i < VECS; i++)
+			if (piece + i * 32 * SHARE < K / 8) gamma[EARLY_GAMMA ? i : 0] = ld16(p.gamma + 8 * (piece + i * 32 * SHARE));
+	}
 	cluster_sync();  // every CTA runs: its shared memory may be written
 	PDL_WAIT();
 
-	if (warp < p.tokens) {  // norm token `warp`
-		bf16* to = sh.x + warp * PITCH;
+	if (token < tokens) {
 		float ss = 0.f;
-		for (int i = lane; i < K / 8; i += 32) {
-			const uint4 v = ld16(p.x + (size_t)warp * K + 8 * i);
-			ss += square(v.x) + square(v.y) + square(v.z) + square(v.w);
-			st16(to + 8 * i, v);
+#pragma unroll
+		for (int i = 0; i < VECS; i++) {
+			v[i] = make_uint4(0, 0, 0, 0);
+			if (piece + i * 32 * SHARE < K / 8) v[i] = ld16_l2(p.x + (size_t)(token0 + token) * K + 8 * (piece + i * 32 * SHARE));
 		}
-		const float scale = rsqrtf(warp_sum(ss) * (1.f / K) + RMS_EPS);
-		for (int i = lane; i < K / 8; i += 32) {
-			const uint4 v = *reinterpret_cast<uint4*>(to + 8 * i), gm = ld16(p.gamma + 8 * i);
-			const uint4 n = make_uint4(scaled(v.x, gm.x, scale), scaled(v.y, gm.y, scale), scaled(v.z, gm.z, scale), scaled(v.w, gm.w, scale));
-			st16(to + 8 * i, n);
-			if (warp % CTAS == rank) st16(p.xn + (size_t)warp * K + 8 * i, n);
+#pragma unroll
+		for (int i = 0; i < VECS; i++) ss += square(v[i].x) + square(v[i].y) + square(v[i].z) + square(v[i].w);
+		ss = warp_sum(ss);
+		if (lane == 0) sh.squares[warp] = ss;
+	}
+	if (SHARE > 1) __syncthreads();
+	else __syncwarp();
+	if (token < tokens) {
+		float ss = 0.f;
+#pragma unroll
+		for (int i = 0; i < SHARE; i++) ss += sh.squares[token * SHARE + i];
+		const float scale = rsqrtf(ss * (1.f / K) + RMS_EPS);
+#pragma unroll
+		for (int i = 0; i < VECS; i++) {
+			const int at = 8 * (piece + i * 32 * SHARE);
+			if (at >= K) continue;
+			const uint4 gm = EARLY_GAMMA ? gamma[EARLY_GAMMA ? i : 0] : ld16(p.gamma + at);
+			const uint4 n = make_uint4(scaled(v[i].x, gm.x, scale), scaled(v[i].y, gm.y, scale), scaled(v[i].z, gm.z, scale), scaled(v[i].w, gm.w, scale));
+			st16(sh.x + token * PITCH + at, n);
+			if (token % CTAS == rank) st16(p.xn + (size_t)(token0 + token) * K + at, n);
 		}
 	}
 	__syncthreads();
@@ -141,7 +179,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) moe_router(const __grid
 #pragma unroll
 			for (int i = 0; i < TILES; i++) {
 				uint4 x = make_uint4(0, 0, 0, 0);
-				if (valid(s)) x = *reinterpret_cast<const uint4*>(sh.x + min(8 * i + g, p.tokens - 1) * PITCH + k_lane + 32 * s);
+				if (valid(s)) x = *reinterpret_cast<const uint4*>(sh.x + min(8 * i + g, tokens - 1) * PITCH + k_lane + 32 * s);
 				mma_bf16(c[i], w[s][0].x, w[s][1].x, w[s][0].y, w[s][1].y, x.x, x.y);
 				mma_bf16(c[i], w[s][0].z, w[s][1].z, w[s][0].w, w[s][1].w, x.z, x.w);
 			}
@@ -152,31 +190,36 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) moe_router(const __grid
 			*reinterpret_cast<float2*>(&s[g + 8][2 * t]) = make_float2(c[i][2], c[i][3]);
 		}
 		__syncthreads();
-		if (tid < 16 * M) {
+		if (tid < 16 * 8 * TILES) {
 			const int m = tid / 16, row = tid % 16;
 			float s = 0.f;
 #pragma unroll
 			for (int j = 0; j < WARPS; j++) s += sh.sum[j][m / 8][row][m % 8];
-			if (m < p.tokens && block * 16 + row < EXPERTS) cluster_store(&sh.logit[m][block * 16 + row], 0, s);
+			if (m < tokens && block * 16 + row < EXPERTS) cluster_store(&sh.logit[m][block * 16 + row], 0, s);
 		}
 		__syncthreads();
 	}
 	cluster_sync();
 	if (rank > 0) return;
 
-	if (warp < p.tokens) {
-		const i32 slot = p.tok_slot[warp];
+	if (warp < tokens) {
+		const i32 slot = p.tok_slot[token0 + warp];
 		float v[PER_LANE];
 #pragma unroll
 		for (int i = 0; i < PER_LANE; i++) v[i] = i * 32 + lane < EXPERTS ? sh.logit[warp][i * 32 + lane] : 0.f;
 		Choice mine = choose(v);
-		if (UNIFORM) mine.expert = uniform_expert(slot, p.tok_pos[warp], p.layer);
+		if (UNIFORM) mine.expert = uniform_expert(slot, p.tok_pos[token0 + warp], p.layer);
+		if (!DEAL) {
+			store_choices(mine, slot, token0 + warp, p.expert, p.weight, p.pair);
+			return;
+		}
 		if (slot < 0) mine.expert = -1;
 		if (lane < TOP_K) {
 			sh.choice[warp][lane] = mine;
 			if (slot >= 0) atomicOr(&sh.mask[mine.expert], 1u << warp);  // bits: any order gives the same
 		}
 	}
+	if (!DEAL) return;
 	__syncthreads();
 	deal(p, sh);
 #endif

@@ -1,21 +1,28 @@
-// moe_sort: numbers the pairs by expert, then by token.
+// moe_sort: numbers the pairs by expert, then by token; of at most 256 tokens (PERMUTE) it also brings an expert's rows side by side.
 //
 // Shapes: expert u16 [entries], entries = tokens TOP_K; pair i32 [entries]: the entry's number; count, first i32 [EXPERTS]: an expert's pairs.
 // Grid EXPERTS, 512 threads: CTA e reads all entries, counts those of lower experts, whose pairs come first, and numbers its own in order. So
-// nothing depends on who comes when. Bytes: 2 entries a CTA, from L2.
+// nothing depends on who comes when. Bytes: 2 entries a CTA, from L2; PERMUTE: 4 HIDDEN a pair.
 #include "moe.cuh"
 
+#ifndef PERMUTE
+#error "PERMUTE"
+#endif
 #define THREADS 512
+#define MOST 256  // tokens, PERMUTE
 
 struct Params {
 	const u16* expert;  // rows of entries are padded to 8, with anything
 	i32* pair;
 	i32* count;
 	i32* first;
+	const bf16* xn;  // [tokens, HIDDEN], PERMUTE
+	bf16* xp;        // [pairs, HIDDEN], PERMUTE
 	i32 entries, pad;
 };
 
 extern "C" __global__ void __launch_bounds__(THREADS) moe_sort(const __grid_constant__ Params p) {
+	__shared__ u16 token_of[PERMUTE ? MOST : 1];
 	__shared__ u32 lower_of[THREADS / 32], mine_of[THREADS / 32];
 	const int tid = threadIdx.x, lane = tid & 31, warp = tid >> 5, expert = blockIdx.x;
 	PDL_LAUNCH();
@@ -62,6 +69,13 @@ extern "C" __global__ void __launch_bounds__(THREADS) moe_sort(const __grid_cons
 	at += first;
 	if (mine > 0)
 		each([&](int i, int e) {
-			if (e == expert) p.pair[i] = at++;
+			if (e != expert) return;
+			if (PERMUTE) token_of[at - first] = i / TOP_K;
+			p.pair[i] = at++;
 		});
+	if (!PERMUTE) return;
+	__syncthreads();
+	for (int i = warp; i < count; i += THREADS / 32)
+#pragma unroll 4
+		for (int j = lane; j < HIDDEN / 8; j += 32) st16(p.xp + (size_t)(first + i) * HIDDEN + 8 * j, ld16_l2(p.xn + (size_t)token_of[i] * HIDDEN + 8 * j));
 }

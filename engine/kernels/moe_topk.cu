@@ -5,7 +5,6 @@
 #include "moe.cuh"
 
 #define THREADS 256
-#define NONE 0xFFFF
 
 struct Params {
 	const float* logits;
@@ -28,11 +27,5 @@ extern "C" __global__ void __launch_bounds__(THREADS) moe_topk(const __grid_cons
 	for (int i = 0; i < PER_LANE; i++) v[i] = i * 32 + lane < EXPERTS ? p.logits[(size_t)token * EXPERTS + i * 32 + lane] : 0.f;
 	Choice mine = choose(v);
 	if (UNIFORM) mine.expert = uniform_expert(slot, p.tok_pos[token], p.layer);
-	int rank = 0;  // among the token's
-	for (int j = 0; j < TOP_K; j++) rank += __shfl_sync(~0u, mine.expert, j) < mine.expert;
-	if (lane >= TOP_K) return;
-	const size_t at = (size_t)token * TOP_K + rank;
-	p.expert[at] = slot < 0 ? NONE : mine.expert;
-	p.weight[at] = mine.weight;
-	if (slot < 0) p.pair[at] = -1;
+	store_choices(mine, slot, token, p.expert, p.weight, p.pair);
 }

@@ -151,6 +151,18 @@ DEVICE u32 ld_weight4(const void* p) {
 	asm volatile("ld.global.nc.L1::no_allocate.L2::128B.u32 %0, [%1];" : "=r"(v) : "l"(p));
 	return v;
 }
+DEVICE uint4 ld_weight_once(const void* p) {  // the first to leave the L2: what was put there for a later kernel stays
+#if ARCH >= 800
+	uint4 v;
+	u64 policy;
+	asm("createpolicy.fractional.L2::evict_first.b64 %0, 1.0;" : "=l"(policy));
+	asm volatile("ld.global.nc.L1::no_allocate.L2::cache_hint.L2::128B.v4.u32 {%0,%1,%2,%3}, [%4], %5;"
+	             : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w) : "l"(p), "l"(policy));
+	return v;
+#else
+	return ld_weight(p);
+#endif
+}
 DEVICE uint4 ld16(const void* p) {
 	uint4 v;
 	asm volatile("ld.global.v4.u32 {%0,%1,%2,%3}, [%4];" : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w) : "l"(p) : "memory");
@@ -249,6 +261,9 @@ DEVICE void bulk_load(void* dst, const void* src, u32 bytes, u64* bar, u64 polic
 // tensor_prefetch brings the box into L2.
 DEVICE void tensor_prefetch(const void* map, i32 column, i32 row, u64 policy) {
 	asm volatile("cp.async.bulk.prefetch.tensor.2d.L2.global.tile.L2::cache_hint [%0, {%1, %2}], %3;" ::"l"(map), "r"(column), "r"(row), "l"(policy) : "memory");
+}
+DEVICE void prefetch_l2(const void* p, u32 bytes, u64 policy) {  // multiples of 16
+	asm volatile("cp.async.bulk.prefetch.L2.global.L2::cache_hint [%0], %1, %2;" ::"l"(p), "r"(bytes), "l"(policy) : "memory");
 }
 DEVICE void tensor_prefetch_map(const void* map) { asm volatile("prefetch.tensormap [%0];" ::"l"(map) : "memory"); }
 DEVICE void mbarrier_arrive(u64* bar) { asm volatile("mbarrier.arrive.shared::cta.b64 _, [%0];" ::"r"(smem_addr(bar)) : "memory"); }

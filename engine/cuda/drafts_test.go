@@ -18,7 +18,9 @@ import (
 // TestDraftsKeepTheBits: a sequence that is decoded token by token and one whose tokens are verified as drafts, in runs of every length,
 // have the same log probabilities to the last bit, as long as a step has no more than gemvRows tokens.
 func TestDraftsKeepTheBits(t *testing.T) {
-	for name, cfg := range backendtest.Models() {
+	models := backendtest.Models()
+	models["mixture"] = mixtureModel(8, 2)
+	for name, cfg := range models {
 		t.Run(name, func(t *testing.T) {
 			o := testOptions
 			o.MaxVerify = 32

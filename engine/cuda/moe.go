@@ -148,7 +148,7 @@ func routingBytes(m moeShape) int64 {
 // moe lists what adds a mixture layer's output to the residual stream.
 func (p *planner) moe(st stepShape, l layerWeights) []node {
 	d, s, b, m := p.device, p.shape, p.buffers, st.tokens
-	if m <= gemvRows && !s.Deterministic {
+	if m <= gemvRows && !s.Deterministic && s.MaxVerify == 0 { // the sums of moe_down follow the step's experts: drafts would change bits
 		return nodesOf(moeRouterOp(d, s, b, p.next(l), m, true), moeGateUpOp(d, s, b, l, m), moeDownOp(d, s, b, l, m))
 	}
 	var nodes []node

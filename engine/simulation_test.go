@@ -215,13 +215,14 @@ func (s *simulation) open(tok *tokenizer.Tokenizer) {
 	}
 	s.loop = newLoop()
 	s.loop.now = func() time.Time { return s.clock }
-	s.loop.patience, s.loop.late = 0, false
+	s.loop.patience = 0
 	s.loop.helpers.jobs = make(chan maskJob, w.Info.MaxRows)
 	s.engine = &Engine{
 		options: w.Options, info: w.Info, tokenizer: tok, eos: []int32{0}, live: map[string]*stream{}, loop: s.loop,
 	}
 	s.engine.vocabulary.once.Do(func() { s.engine.vocabulary.v = simVocabulary(tok) })
 	s.loop.init(device, newScheduler(&w.Options, w.Info, w.Options.ChunkedPrefillSize == 0), &w.Options)
+	s.loop.late = false // it waits by a timer, which knows nothing of this clock
 	s.engine.limit = s.loop.sched.Limit()
 }
 

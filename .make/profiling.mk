@@ -31,13 +31,18 @@ timeline: ## on a GPU: each operation and layer of a decode step by the kernels'
 	@$(GO) test -tags cuda ./engine/cuda -run '^$$' -bench Timeline -benchtime 1x
 
 # What the hooks cost while they are off: the same benchmarks with them and built without, in turn. Small differences need many runs on a
-# quiet machine; HOOKS_FLAGS are the benchmark's, RUNS are a side's.
+# quiet machine; HOOKS_FLAGS are the benchmark's, RUNS are a side's. On a device that takes no time the host's own step is left, where a
+# nanosecond shows: make hooks-cost HOOKS_PKG=./engine HOOKS_BENCH='HostStep/rows=1/stream=false' HOOKS_TIME=30x HOOKS_FLAGS=
 HOOKS = .cache/hooks
+HOOKS_PKG ?= ./benchmarks
+HOOKS_BENCH ?= OneBatch
+HOOKS_TIME ?= 1x
 HOOKS_FLAGS ?= --batch-size 1 --input-len 64 --output-len 256
 RUNS ?= 12
 hooks-cost: ## compare a build without profiling hooks with the ordinary one, interleaved: make hooks-cost TAGS=cuda RUNS=12
 	@$(GO) run ./profiling/cmd/nohooks $(HOOKS)
-	@$(GO) test -c $(TAGFLAG) -overlay $(HOOKS)/overlay.json -o $(HOOKS)/without.test ./benchmarks
-	@$(GO) test -c $(TAGFLAG) -o $(HOOKS)/with.test ./benchmarks
+	@$(GO) test -c $(TAGFLAG) -overlay $(HOOKS)/overlay.json -o $(HOOKS)/without.test $(HOOKS_PKG)
+	@$(GO) test -c $(TAGFLAG) -o $(HOOKS)/with.test $(HOOKS_PKG)
 	@rm -rf $(HOOKS)/results
-	@$(GO) run ./benchstat/ab --base $(HOOKS)/without.test --new $(HOOKS)/with.test --bench OneBatch --n $(RUNS) --threshold 0.005 --out $(HOOKS)/results -- $(HOOKS_FLAGS)
+	@$(GO) run ./benchstat/ab --base $(HOOKS)/without.test --new $(HOOKS)/with.test --pkg $(HOOKS_PKG) --bench '$(HOOKS_BENCH)' --benchtime $(HOOKS_TIME) \
+	  --n $(RUNS) --threshold 0.005 --out $(HOOKS)/results -- $(HOOKS_FLAGS)

@@ -46,24 +46,9 @@ func readReference(t *testing.T, path string) *reference {
 	return r
 }
 
-// cut drops the positions from n on, which the model does not allow.
-func (r *reference) cut(n int) {
-	if n >= r.length {
-		return
-	}
-	short := &reference{sequences: r.sequences, length: n, vocabulary: r.vocabulary}
-	for s := range r.sequences {
-		short.tokens = append(short.tokens, r.tokens[s*r.length:][:n]...)
-		short.f32 = append(short.f32, r.f32[s*r.length*r.vocabulary:][:n*r.vocabulary]...)
-		short.bf16 = append(short.bf16, r.bf16[s*r.length*r.vocabulary:][:n*r.vocabulary]...)
-	}
-	*r = *short
-}
-
-// TestTransformers holds every family to Hugging Face transformers on 2,000 teacher-forced positions. The Kullback-Leibler
-// divergence from its float32 computation is at most 1e-3 and no more than of its own bfloat16 computation. The likeliest token agrees on
-// 99 % of positions, with a gap below 0.1 where it does not, or else about as well as that of transformers in bfloat16: on random
-// tokens many positions of these models are nearly tied.
+// TestTransformers holds every family to Hugging Face transformers on 2,000 teacher-forced positions (1,024 of qwen2-yarn, whose context is
+// short) of small checkpoints that have learnt some English. From transformers' float32 computation the Kullback-Leibler divergence is at most 1e-3, the
+// likeliest token is the same on at least 99 % of positions, and where it is not, the two are within 0.1 of a tie.
 //
 //	python3 engine/cuda/testdata/reference.py /tmp/reference
 //	TOKAMAK_REFERENCE=/tmp/reference go test -tags cuda -run TestTransformers -v ./engine/cuda
@@ -75,16 +60,14 @@ func TestTransformers(t *testing.T) {
 	}
 	for _, family := range tinymodel.Families {
 		t.Run(family, func(t *testing.T) {
-			path, err := tinymodel.Dir(family)
-			require.NoError(t, err)
+			path := filepath.Join(dir, family)
 			cfg, err := model.Load(path, "")
 			require.NoError(t, err)
 			w, err := weights.Open(path, cfg)
 			require.NoError(t, err)
 			defer w.Close()
-			r := readReference(t, filepath.Join(dir, family+".bin"))
+			r := readReference(t, path+".bin")
 			b := openTest(t, cfg, w, backend.Options{MaxRows: 8, MaxTokens: 256, MaxContext: min(256, cfg.MaxPositions), NumPages: 64, PageSize: 64}, settings{})
-			r.cut(cfg.MaxPositions)
 			compareTransformers(t, r, forced(t, b, r))
 		})
 	}
@@ -132,16 +115,17 @@ type agreement struct {
 }
 
 func (r *reference) compare(got []float32) (a agreement) {
-	positions := r.sequences * r.length
+	positions, same := r.sequences*r.length, 0
 	for i := range positions {
 		want, mine := r.f32[i*r.vocabulary:][:r.vocabulary], got[i*r.vocabulary:][:r.vocabulary]
 		a.kl += divergence(want, mine) / float64(positions)
 		if best, other := argmax(want), argmax(mine); best == other {
-			a.top1 += 1 / float64(positions)
+			same++
 		} else {
 			a.gap = max(a.gap, float64(want[best]-want[other]))
 		}
 	}
+	a.top1 = float64(same) / float64(positions)
 	return a
 }
 
@@ -149,10 +133,9 @@ func compareTransformers(t *testing.T, r *reference, got []float32) {
 	mine, plain := r.compare(got), r.compare(r.bf16)
 	t.Logf("%d positions against float32: KL %.2e, top-1 agrees on %.2f %%, largest gap of a disagreement %.3f; transformers in bfloat16: %.2e, %.2f %%, %.3f",
 		r.sequences*r.length, mine.kl, 100*mine.top1, mine.gap, plain.kl, 100*plain.top1, plain.gap)
-	assert.Less(t, mine.kl, min(1e-3, plain.kl), "divergence")
-	// Half a percent is the noise of two counts of some 30 in 2,000; the largest of 30 gaps varies by a quarter.
-	assert.GreaterOrEqual(t, mine.top1, min(0.99, plain.top1-0.005), "top-1 agreement")
-	assert.Less(t, mine.gap, max(0.1, plain.gap*1.25), "a disagreement is nearly a tie")
+	assert.Less(t, mine.kl, 1e-3, "divergence")
+	assert.GreaterOrEqual(t, mine.top1, 0.99, "top-1 agreement")
+	assert.Less(t, mine.gap, 0.1, "a disagreement is nearly a tie")
 }
 
 func argmax(l []float32) int {

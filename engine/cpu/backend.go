@@ -123,7 +123,7 @@ func open(cfg *model.Config, w *weights.Store, o backend.Options, p *pool, ks *k
 		info: info,
 		stepper: &stepper{
 			cfg: cfg, net: net, pool: p, kernels: ks, uniformExperts: o.SimulateUniformExperts, invFreq: cfg.InvFreq(),
-			cache: kvCache{layers: cfg.NumLayers, heads: cfg.NumKVHeads, dim: cfg.HeadDim, pageSize: o.PageSize, dtype: dtype,
+			cache: kvCache{layers: cfg.NumLayers, heads: cfg.NumKVHeads, dim: cfg.HeadDim, pageSize: o.PageSize, dtype: dtype, scales: cacheScales(w, cfg.NumLayers),
 				pages: make([]kvPage, numPages)},
 			sequences: make([]*sequence, o.MaxRows),
 			scratch:   make([]scratch, p.threads()),

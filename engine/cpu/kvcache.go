@@ -1,6 +1,7 @@
 package cpu
 
 import (
+	"fmt"
 	"math"
 
 	"github.com/tokamak-engine/tokamak/engine/weights"
@@ -11,11 +12,12 @@ import (
 type kvCache struct {
 	layers, heads, dim, pageSize int
 	dtype                        kvType
+	scales                       []float32 // of an E4M3 cache [layers, 2]: what K and V are divided by
 
 	pages []kvPage
 }
 
-// kvType is the type of the cache's elements. E4M3 is of the values themselves, without a scale.
+// kvType is the type of the cache's elements.
 type kvType int
 
 const (
@@ -82,8 +84,9 @@ func (c *kvCache) put(page int32, slot, layer, value int, x []float32) {
 				p.bf16[at+i] = weights.BF16FromFloat32(v)
 			}
 		case kvE4M3:
+			inverse := 1 / c.scales[2*layer+value]
 			for i, v := range head {
-				p.e4m3[at+i] = weights.F8E4M3FromFloat32(v)
+				p.e4m3[at+i] = weights.F8E4M3FromFloat32(v * inverse)
 			}
 		}
 	}
@@ -103,10 +106,24 @@ func (c *kvCache) rows(page int32, layer, value, head, n int, scratch *[]float32
 			out[i] = math.Float32frombits(uint32(b) << 16)
 		}
 	} else {
+		scale := c.scales[2*layer+value]
 		for i, b := range p.e4m3[at : at+n*c.dim] {
-			out[i] = e4m3Values[b]
+			out[i] = e4m3Values[b] * scale
 		}
 	}
 	clear(out[n*c.dim:])
 	return out
+}
+
+// cacheScales are the scales that a checkpoint gives, 1 where it gives none.
+func cacheScales(w *weights.Store, layers int) []float32 {
+	scales := make([]float32, 2*layers)
+	for i := range scales {
+		scales[i] = 1
+		t, ok := w.Tensor(fmt.Sprintf("model.layers.%d.self_attn.%s_proj.weight", i/2, [...]string{"k", "v"}[i%2]))
+		if ok && t.CacheScale > 0 {
+			scales[i] = t.CacheScale
+		}
+	}
+	return scales
 }

@@ -147,7 +147,7 @@ func TestAttend(t *testing.T) {
 					s := &stepper{
 						cfg:  &model.Config{NumHeads: c.heads, NumKVHeads: c.kvHeads, HeadDim: c.dim, SlidingWindow: c.window},
 						pool: newPool(2), kernels: ks, scratch: make([]scratch, 2),
-						cache: kvCache{layers: 2, heads: c.kvHeads, dim: c.dim, pageSize: c.pageSize, dtype: dtype, pages: make([]kvPage, pages+3)},
+						cache: kvCache{layers: 2, heads: c.kvHeads, dim: c.dim, pageSize: c.pageSize, dtype: dtype, scales: []float32{1, 1, 0.5, 2}, pages: make([]kvPage, pages+3)},
 						q:     q, attended: make([]float32, len(q)),
 						rows: []backend.Row{{Tokens: make([]int32, c.n), Position: c.ctx - c.n, Pages: table}},
 					}

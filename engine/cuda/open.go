@@ -178,6 +178,11 @@ func (b *Backend) open(cfg *model.Config, w *weights.Store, o backend.Options, s
 	s.MaxVerify, s.MaxRows = o.MaxVerify, bucketFor(max(o.MaxRows, o.MaxVerify))
 	s.MaxTokens = pad(max(o.MaxTokens, s.MaxRows), tokenPad)
 	layers := make([]layerWeights, cfg.NumLayers)
+	if s.KVFP8 {
+		for i := range layers {
+			layers[i].KV = cacheScales(w, i)
+		}
+	}
 	weightPlaces, parts, err := weightArena(cfg, s, w, &b.buffers, layers)
 	if err != nil {
 		return err

@@ -5,6 +5,8 @@ package cuda
 import (
 	"cmp"
 	"fmt"
+
+	"github.com/tokamak-engine/tokamak/engine/weights"
 )
 
 // ropeKVParams mirrors Params of rope_kv.cu.
@@ -29,6 +31,16 @@ const kvFP8 = "fp8_e4m3"
 
 // kvScale is what a layer's K and V are divided by before they are rounded to e4m3; 0: 1, which suits most models.
 type kvScale struct{ K, V float32 }
+
+// cacheScales are the scales that a checkpoint gives layer.
+func cacheScales(w *weights.Store, layer int) (s kvScale) {
+	for part, to := range map[string]*float32{"k": &s.K, "v": &s.V} {
+		if t, ok := w.Tensor(fmt.Sprintf("model.layers.%d.self_attn.%s_proj.weight", layer, part)); ok {
+			*to = t.CacheScale
+		}
+	}
+	return s
+}
 
 func (s kvScale) k() float32 { return cmp.Or(s.K, 1) }
 func (s kvScale) v() float32 { return cmp.Or(s.V, 1) }

@@ -121,9 +121,18 @@ func (d *directory) shard(name string) (*safetensors, error) {
 
 // tensor makes a tensor of what the files hold for the one the model wants: quantised where they have it so, or plain.
 func (d *directory) tensor(want model.Tensor) (*Tensor, error) {
-	if t, err := d.quantised(want); t != nil || err != nil {
-		return t, err
+	t, err := d.quantised(want)
+	if t == nil && err == nil {
+		t, err = d.plain(want)
 	}
+	if err != nil {
+		return nil, err
+	}
+	return t, d.cacheScale(t)
+}
+
+// plain makes a tensor that is stored as it is.
+func (d *directory) plain(want model.Tensor) (*Tensor, error) {
 	shard, entry, ok, err := d.entry(want.Name)
 	if err != nil {
 		return nil, err

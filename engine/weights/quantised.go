@@ -1,6 +1,7 @@
 package weights
 
 import (
+	"math"
 	"slices"
 	"strings"
 
@@ -83,6 +84,31 @@ func (m *matrix) scalar(suffix string) (value float32, ok bool, err error) {
 		return 0, false, errorf(shard.path, m.stem+suffix, "shape %v: want one element", entry.shape)
 	}
 	return values[0], true, nil
+}
+
+// cacheScale reads the scale of K or V in an F8E4M3 cache, which lies beside the projection or beside attention, if there is one.
+func (d *directory) cacheScale(t *Tensor) error {
+	for _, part := range []string{"k", "v"} {
+		layer, ok := strings.CutSuffix(t.Name, ".self_attn."+part+"_proj.weight")
+		if !ok {
+			continue
+		}
+		for _, stem := range []string{layer + ".self_attn." + part + "_proj", layer + ".self_attn", layer + ".self_attn.attn"} {
+			m := &matrix{directory: d, stem: stem}
+			scale, ok, err := m.scalar("." + part + "_scale")
+			if err != nil {
+				return err
+			}
+			if ok && !(scale > 0 && scale <= math.MaxFloat32) {
+				return errorf(d.path, stem+"."+part+"_scale", "%v: want a positive number", scale)
+			}
+			if ok {
+				t.CacheScale = scale
+				return nil
+			}
+		}
+	}
+	return nil
 }
 
 // fp8 reads a matrix of E4M3 with weight_scale, of the matrix or of each row, and perhaps input_scale.

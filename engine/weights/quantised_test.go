@@ -1,6 +1,9 @@
 package weights
 
 import (
+	"encoding/binary"
+	"fmt"
+	"math"
 	"os"
 	"path/filepath"
 	"strings"
@@ -153,4 +156,44 @@ func TestGroupIndexOutOfOrder(t *testing.T) {
 	require.NoError(t, os.WriteFile(filepath.Join(dir, singleFile), data, 0o644))
 	_, err = Open(dir, cfg)
 	require.ErrorContains(t, err, "g_idx: input 0 is in group 1, want 0: activation order is not supported")
+}
+
+// TestCacheScales: scales of an E4M3 cache beside the projections or beside attention; a bad one is refused.
+func TestCacheScales(t *testing.T) {
+	shard := func(values map[string]float32) *directory {
+		var header strings.Builder
+		var data []byte
+		for name, v := range values {
+			if header.Len() > 0 {
+				header.WriteByte(',')
+			}
+			fmt.Fprintf(&header, `"model.layers.0.self_attn.%s":{"dtype":"F32","shape":[],"data_offsets":[%d,%d]}`, name, len(data), len(data)+4)
+			data = binary.LittleEndian.AppendUint32(data, math.Float32bits(v))
+		}
+		path := filepath.Join(t.TempDir(), "model.safetensors")
+		text := "{" + header.String() + "}"
+		file := append(binary.LittleEndian.AppendUint64(nil, uint64(len(text))), append([]byte(text), data...)...)
+		require.NoError(t, os.WriteFile(path, file, 0o644))
+		d := &directory{path: filepath.Dir(path), shards: map[string]*safetensors{}}
+		t.Cleanup(d.close)
+		return d
+	}
+	k, v := "model.layers.0.self_attn.k_proj.weight", "model.layers.0.self_attn.v_proj.weight"
+	for _, c := range []struct {
+		name   string
+		values map[string]float32
+		k, v   float32
+	}{
+		{"none", map[string]float32{"q_proj.q_scale": 3}, 0, 0},
+		{"beside projections", map[string]float32{"k_proj.k_scale": 0.25, "v_proj.v_scale": 0.5}, 0.25, 0.5},
+		{"beside attention", map[string]float32{"k_scale": 0.125, "v_scale": 2}, 0.125, 2},
+	} {
+		d := shard(c.values)
+		for name, want := range map[string]float32{k: c.k, v: c.v, "model.layers.0.self_attn.q_proj.weight": 0} {
+			tensor := &Tensor{Name: name}
+			require.NoError(t, d.cacheScale(tensor), c.name)
+			require.Equal(t, want, tensor.CacheScale, "%s: %s", c.name, name)
+		}
+	}
+	require.ErrorContains(t, shard(map[string]float32{"k_scale": -1}).cacheScale(&Tensor{Name: k}), "self_attn.k_scale: -1: want a positive number")
 }

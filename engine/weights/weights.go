@@ -39,6 +39,9 @@ type Tensor struct {
 	Dummy *Dummy
 	// Quant holds the scales of F8E4M3 and I4 tensors; nil for others. GGUF blocks carry theirs.
 	Quant *Quant
+	// CacheScale is what the checkpoint divides the outputs of a k_proj or v_proj by before they are rounded to F8E4M3 for the KV cache;
+	// 0 where it stores none.
+	CacheScale float32
 }
 
 // Quant gives a quantised matrix [out, in] its meaning, the same for every kind of checkpoint. With q for a stored element,

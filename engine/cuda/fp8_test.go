@@ -89,7 +89,7 @@ func fp8Product(r *rig, m, n, k int, norm bool) (*exactProduct, weight) {
 
 // TestFP8GEMV holds gemv_mma with weights of e4m3 against exact products of their values, for every epilogue.
 func TestFP8GEMV(t *testing.T) {
-	shapes := []struct{ n, k int }{{1024, 4096}, {576, 1536}, {960, 576}, {768, 896}, {512, 14336}, {2064, 4096}, {48, 64}, {1040, 2048}, {80, 16}, {176, 1008}}
+	shapes := []struct{ n, k int }{{576, 1536}, {960, 576}, {512, 14336}, {2064, 4096}, {48, 64}, {1040, 2048}, {80, 16}, {176, 1008}}
 	ends := []epilogue{epilogueStore, epilogueBias, epilogueResidual, epilogueSwiGLU}
 	first := newRig(t, testShapes()["llama-8b"])
 	var units []unit
@@ -104,7 +104,7 @@ func TestFP8GEMV(t *testing.T) {
 	}
 	cache := first.compileAll(units)
 	for _, c := range shapes {
-		for _, m := range []int{1, 5, 8, 9, 16} {
+		for _, m := range []int{1, 5, 9, 16} {
 			t.Run(fmt.Sprintf("n=%d/k=%d/m=%d", c.n, c.k, m), func(t *testing.T) {
 				r := newRig(t, testShapes()["llama-8b"])
 				r.compiler.cache = cache
@@ -454,27 +454,40 @@ func TestFP8Accuracy(t *testing.T) {
 	}
 }
 
-// BenchmarkFP8 times decode steps and prompts of the 8B shape with weights of e4m3, with gemm_fp8_sm90 and with
-// cuBLASLt.
+// BenchmarkFP8 times decode steps and prompts of the 8B shape with weights of e4m3, with gemm_fp8_sm90 and with cuBLASLt, and then the products of
+// a layer in chains of all layers, so that weights are cold: each tile, and cuBLASLt.
 func BenchmarkFP8(b *testing.B) {
 	cfg := benchModels()["llama-8b"]
-	o := backend.Options{MaxRows: 128, MaxTokens: 8192, MaxContext: 4096, MemFraction: 0.45, Quantization: "fp8"}
-	be := openTest(b, cfg, weights.NewDummy(cfg), o, settings{})
-	for _, rows := range []int{1, 8, 16, 32, 64, 128} {
-		decodeCase(b, be, "llama-8b-fp8", rows, 512)
+	be := openTest(b, cfg, weights.NewDummy(cfg), backend.Options{MaxRows: 128, MaxTokens: 8192, MaxContext: 4096, MemFraction: 0.85, Quantization: "fp8"}, settings{})
+	fmt.Printf("fp8 on %s, read %.3f TB/s\n", be.info.Device, *be.info.ReadBandwidth/1e12)
+	for _, rows := range []int{1, 8, 32, 64, 128} {
+		decodeCase(b, be, "8b-fp8", rows, 512)
 	}
-	blas := openTest(b, cfg, weights.NewDummy(cfg), o, settings{blasOnly: true})
+	runtime.LockOSThread()
+	defer runtime.UnlockOSThread()
+	require.NoError(b, be.context.Bind())
+	blasOnly := func(only bool) {
+		be.planner.blasOnly, be.copied.blasOnly = only, only
+		for shape, g := range be.graphs {
+			require.NoError(b, g.Destroy())
+			delete(be.graphs, shape)
+		}
+		clear(be.seen)
+		clear(be.eager)
+	}
+	blasOnly(true)
 	for _, rows := range []int{32, 64} { // in turn on the same card
-		decodeCase(b, blas, "llama-8b-fp8 cuBLASLt", rows, 512)
-		decodeCase(b, be, "llama-8b-fp8 gemm_fp8", rows, 512)
+		decodeCase(b, be, "8b-fp8 cuBLASLt", rows, 512)
 	}
+	blasOnly(false)
 	for _, c := range []struct{ rows, in int }{{1, 2048}, {32, 512}} {
 		var times []time.Duration
 		for range 5 {
 			times = append(times, prefill(b, be, c.rows, c.in))
 		}
-		fmt.Printf("prefill llama-8b-fp8 %d x %d: %v, %.0f tok/s\n", c.rows, c.in, median(times), float64(c.rows*c.in)/median(times).Seconds())
+		fmt.Printf("prefill 8b-fp8 %d x %d: %v, %.0f tok/s\n", c.rows, c.in, median(times), float64(c.rows*c.in)/median(times).Seconds())
 	}
+	fp8Products(b, be)
 }
 
 // prefill times rows prompts of n tokens, as many in a step as it has room for, each step launched before the last is awaited.
@@ -504,93 +517,84 @@ func prefill(b testing.TB, be *Backend, rows, n int) time.Duration {
 	return time.Since(began)
 }
 
-// BenchmarkFP8Kernels times gemv_mma with weights of e4m3 in chains of all layers, so that weights are cold, for every number of blocks; and
-// cuBLASLt on the same weights.
-func BenchmarkFP8Kernels(b *testing.B) {
-	cfg := benchModels()["llama-8b"]
-	be := openTest(b, cfg, weights.NewDummy(cfg), backend.Options{MaxRows: 128, MaxTokens: 8192, MaxContext: 4096, MemFraction: 0.6, Quantization: "fp8"}, settings{})
-	runtime.LockOSThread()
-	defer runtime.UnlockOSThread()
-	require.NoError(b, be.context.Bind())
-	staticBatch(b, be, 8, 512, 64)
-	s := be.shape
-	products := []func(m int) linear{s.qkv, s.o, s.gateUp, s.down}
-	weightOf := func(l layerWeights, i int) weight { return [...]weight{l.WQKV, l.WO, l.WGU, l.WDown}[i] }
-	chain := func(nodes []node, what string, bytes int64) {
-		for i := range nodes {
-			require.NoError(b, be.ready(&nodes[i]))
-		}
-		g, err := driver.Capture(be.stream, func() error { return be.enqueue(nodes) })
-		require.NoError(b, err)
-		us := timeGraph(b, be, g, 10) * 1e3 / float64(len(be.planner.layers))
-		fmt.Printf("%s: %.2f us, %.0f GB/s, %.3f of read\n", what, us, float64(bytes)/us/1e3, float64(bytes)/us*1e6 / *be.info.ReadBandwidth)
-		require.NoError(b, g.Destroy())
+// fp8Products prints a line for each product and number of tokens: microseconds, and in brackets the share of the read bandwidth.
+func fp8Products(b *testing.B, be *Backend) {
+	type way struct {
+		what  string
+		nodes []node
 	}
+	var ways []way
 	var units []unit
-	blocksOp := func(l linear, blocks int, p linearParams) op {
-		l.fp8 = true
-		o, t := l.op(be.device, p), l.mmaTileOf(be.device, blocks)
-		o.Unit.Defines = o.Unit.Defines[:strings.Index(o.Unit.Defines, "BLOCKS=")] + fmt.Sprintf("BLOCKS=%d", blocks)
-		o.Grid[0], o.Smem = t.grid, t.smem
-		return o
+	add := func(what string, make func(w layerWeights) node) {
+		var nodes []node
+		for _, w := range be.planner.layers {
+			nodes = append(nodes, make(w))
+		}
+		if o := nodes[0].op; o != nil {
+			units = append(units, o.Unit)
+		}
+		ways = append(ways, way{what, nodes})
 	}
-	for _, product := range products {
-		for _, m := range []int{1, 16} {
-			for blocks := 1; blocks <= 3; blocks++ {
-				units = append(units, blocksOp(product(m), blocks, linearParams{}).Unit)
+	buf := &be.buffers
+	for i, product := range []func(m int) linear{be.shape.qkv, be.shape.o, be.shape.gateUp, be.shape.down} {
+		of := func(l layerWeights) weight { return [...]weight{l.WQKV, l.WO, l.WGU, l.WDown}[i] }
+		x, y := buf.X, buf.QKV
+		if i > 0 {
+			x, y = buf.Act, buf.GU
+		}
+		for _, m := range []int{1, 8, 16} {
+			l := product(m)
+			l.fp8 = true
+			for blocks := 1; blocks <= 2; blocks++ {
+				t := l.mmaTileOf(be.device, blocks)
+				add(fmt.Sprintf("%s m=%d gemv blocks=%d", l.name, m, blocks), func(w layerWeights) node {
+					o := l.op(be.device, linearParams{W: of(w).Data, X: x, Gamma: w.Norm1, Y: y, RowScale: of(w).Scales})
+					o.Unit.Defines = o.Unit.Defines[:strings.Index(o.Unit.Defines, "BLOCKS=")] + fmt.Sprintf("BLOCKS=%d", blocks)
+					o.Grid[0], o.Smem = t.grid, t.smem
+					return node{op: &o}
+				})
 			}
 		}
-		for _, m := range []int{32, 64} {
-			for _, t := range product(m).fp8Tiles(be.device) {
-				units = append(units, product(m).fp8Op(be.device, t, weight{}, 0, gemmFP8Params{}).Unit)
+		for _, m := range []int{16, 32, 64} {
+			l := product(m)
+			for _, t := range l.fp8Tiles(be.device) {
+				add(fmt.Sprintf("%s m=%d gemm groups=%d split=%d", l.name, m, t.groups, t.split), func(w layerWeights) node {
+					o := l.fp8Op(be.device, t, of(w), x, gemmFP8Params{Y: y})
+					return node{op: &o}
+				})
 			}
+		}
+		for _, m := range []int{32, 64, 128, 8192} {
+			l := product(m)
+			add(fmt.Sprintf("%s m=%d cuBLASLt", l.name, m), func(w layerWeights) node {
+				return node{gemm: &driver.GEMM{M: m, N: l.n, K: l.k, W: of(w).Data, X: buf.Act, Y: buf.GU, FP8: true, WScale: of(w).Scales, XScale: buf.QScale}}
+			})
 		}
 	}
 	code, err := be.compiler.all(units, nil)
 	require.NoError(b, err)
 	maps.Copy(be.code, code)
-	for i, product := range products {
-		for _, m := range []int{32, 64} {
-			l := product(m)
-			for _, t := range l.fp8Tiles(be.device) {
-				var nodes []node
-				for _, w := range be.planner.layers {
-					x, y := be.buffers.X, be.buffers.QKV
-					if i > 0 {
-						x, y = be.buffers.Act, be.buffers.GU
-					}
-					o := l.fp8Op(be.device, t, weightOf(w, i), x, gemmFP8Params{Y: y})
-					nodes = append(nodes, node{op: &o})
-				}
-				chain(nodes, fmt.Sprintf("gemm_fp8 %s m=%d groups=%d split=%d stages=%d ctas=%d chosen=%v", l.name, m, t.groups, t.split, t.stages, t.ctas(l, be.device), t == l.fp8Tile(be.device)), nodes[0].op.Bytes)
-			}
+	line := ""
+	for _, w := range ways {
+		for i := range w.nodes {
+			require.NoError(b, be.ready(&w.nodes[i]))
 		}
-		for _, m := range []int{1, 8, 16} {
-			for blocks := 1; blocks <= 3; blocks++ {
-				l := product(m)
-				var nodes []node
-				for _, w := range be.planner.layers {
-					x, y := be.buffers.X, be.buffers.QKV
-					if i > 0 {
-						x, y = be.buffers.Act, be.buffers.X
-					}
-					o := blocksOp(l, blocks, linearParams{W: weightOf(w, i).Data, X: x, Gamma: w.Norm1, Y: y, RowScale: weightOf(w, i).Scales})
-					nodes = append(nodes, node{op: &o})
-				}
-				chain(nodes, fmt.Sprintf("gemv_fp8 %s m=%d blocks=%d grid=%d", l.name, m, blocks, nodes[0].op.Grid[0]), nodes[0].op.Bytes)
-			}
+		g, err := driver.Capture(be.stream, func() error { return be.enqueue(w.nodes) })
+		require.NoError(b, err)
+		us := timeGraph(b, be, g, 5) * 1e3 / float64(len(w.nodes))
+		require.NoError(b, g.Destroy())
+		words := strings.Fields(w.what)
+		if head := strings.Join(words[:3], " "); line != head {
+			fmt.Printf("\n%s:", head)
+			line = head
 		}
-		for _, m := range []int{32, 64, 128, 2048, 8192} {
-			l := product(m)
-			var nodes []node
-			for _, w := range be.planner.layers {
-				call := driver.GEMM{M: m, N: l.n, K: l.k, W: weightOf(w, i).Data, X: be.buffers.GU, Y: be.buffers.Act, FP8: true, WScale: weightOf(w, i).Scales, XScale: be.buffers.QScale}
-				if l.n > s.Inter {
-					call.X, call.Y = be.buffers.Act, be.buffers.GU
-				}
-				nodes = append(nodes, node{gemm: &call})
-			}
-			chain(nodes, fmt.Sprintf("cublasLt fp8 %s m=%d", l.name, m), int64(l.n)*int64(l.k))
+		var bytes float64
+		if o := w.nodes[0].op; o != nil {
+			bytes = float64(o.Bytes)
+		} else {
+			bytes = float64(w.nodes[0].gemm.N) * float64(w.nodes[0].gemm.K)
 		}
+		fmt.Printf(" %s %.1f (%.2f)", strings.Join(words[3:], ","), us, bytes/us*1e6 / *be.info.ReadBandwidth)
 	}
+	fmt.Println()
 }

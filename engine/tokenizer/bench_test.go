@@ -1,8 +1,12 @@
 package tokenizer
 
 import (
+	"os"
+	"path/filepath"
 	"strings"
 	"testing"
+
+	"github.com/stretchr/testify/require"
 )
 
 // benchTexts are about a megabyte each.
@@ -80,6 +84,28 @@ func BenchmarkLoad(b *testing.B) {
 			realTokenizer(b, name)
 			for range b.N {
 				realTokenizer(b, name)
+			}
+		})
+	}
+}
+
+// BenchmarkChat renders a conversation of 20 messages of 400 bytes.
+func BenchmarkChat(b *testing.B) {
+	var messages []Message
+	for i := range 20 {
+		messages = append(messages, Message{Role: []string{"user", "assistant"}[i%2], Content: strings.Repeat("What is it? ", 33)})
+	}
+	for _, name := range []string{"llama31", "qwen3"} {
+		b.Run("template="+name, func(b *testing.B) {
+			source, err := os.ReadFile(filepath.Join(goldens, "templates", name+".jinja"))
+			require.NoError(b, err)
+			tk := &Tokenizer{specialTexts: map[string]string{"bos_token": "<s>"}}
+			require.NoError(b, tk.SetChatTemplate(string(source)))
+			b.ReportAllocs()
+			for b.Loop() {
+				out, err := tk.ApplyChatTemplate(messages, ChatOptions{AddGenerationPrompt: true})
+				require.NoError(b, err)
+				require.Greater(b, len(out), 20*396)
 			}
 		})
 	}

@@ -59,11 +59,16 @@ type chatTemplates struct {
 	sources map[string]string
 
 	mu       sync.Mutex
-	compiled map[string]*jinja.Template
+	compiled map[string]compiledTemplate
+}
+
+type compiledTemplate struct {
+	*jinja.Template
+	parts bool // it knows messages whose content is a list of parts
 }
 
 func newChatTemplates(sources map[string]string) *chatTemplates {
-	return &chatTemplates{sources: sources, compiled: map[string]*jinja.Template{}}
+	return &chatTemplates{sources: sources, compiled: map[string]compiledTemplate{}}
 }
 
 // HasChatTemplate tells if the model came with a chat template.
@@ -96,14 +101,14 @@ func (t *Tokenizer) ApplyChatTemplate(messages []Message, o ChatOptions) (string
 	if err != nil {
 		return "", err
 	}
-	data, err := t.chatData(messages, o, readsParts.MatchString(t.chat.sources[name]))
+	data, err := t.chatData(messages, o, template.parts)
 	if err != nil {
 		return "", err
 	}
-	return render(template, data, o.Now, renderLimits(data))
+	return render(template.Template, data, o.Now, renderLimits(data))
 }
 
-func (c *chatTemplates) get(name string) (*jinja.Template, error) {
+func (c *chatTemplates) get(name string) (t compiledTemplate, err error) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if template, ok := c.compiled[name]; ok {
@@ -111,14 +116,14 @@ func (c *chatTemplates) get(name string) (*jinja.Template, error) {
 	}
 	source, ok := c.sources[name]
 	if !ok {
-		return nil, &TemplateError{Problem: fmt.Sprintf("the model has no template %q, only %v", name, sortedKeys(c.sources))}
+		return t, &TemplateError{Problem: fmt.Sprintf("the model has no template %q, only %v", name, sortedKeys(c.sources))}
 	}
-	template, err := jinja.Parse(source)
-	if err != nil {
-		return nil, &TemplateError{Problem: "cannot be compiled", Err: err}
+	t.parts = readsParts.MatchString(source)
+	if t.Template, err = jinja.Parse(source); err != nil {
+		return t, &TemplateError{Problem: "cannot be compiled", Err: err}
 	}
-	c.compiled[name] = template
-	return template, nil
+	c.compiled[name] = t
+	return t, nil
 }
 
 // render runs the template with the functions it may call.

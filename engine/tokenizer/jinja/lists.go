@@ -79,7 +79,8 @@ func itemsFilter(c *Call, v Value) (Value, error) {
 	case *Dict:
 		return c.run.pairs(v)
 	}
-	return nil, errors.New("Can only get item pairs from a mapping.") //nolint:staticcheck // Jinja's words
+	//lint:ignore ST1005 Jinja's own words, which templates' users know
+	return nil, errors.New("Can only get item pairs from a mapping.")
 }
 
 func (r *run) pairs(d *Dict) (Value, error) {

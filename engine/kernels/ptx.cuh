@@ -119,24 +119,28 @@ DEVICE void pdl_launch() {
 struct Stamp {
 	u64 at, unit;
 };
-__constant__ Stamp* stamp_ring;  // both set when the module is loaded
-__constant__ u64 stamp_unit;
-DEVICE void stamp() {
-	if (threadIdx.x | blockIdx.x | blockIdx.y | blockIdx.z) return;
-	u64 now;
-	asm volatile("mov.u64 %0, %globaltimer;" : "=l"(now)::"memory");
-	asm volatile("st.global.v2.u64 [%0], {%1, %2};" ::"l"(stamp_ring + (now >> 10 & 0x7FFFF)), "l"(now), "l"(stamp_unit) : "memory");
+__device__ Stamp* stamp_ring;  // both set when the module is loaded, and fetched ahead of the wait: after it, nothing is waited for
+__device__ u64 stamp_unit;
+DEVICE void pdl_wait() {
+	const bool notes = !(threadIdx.x | blockIdx.x | blockIdx.y | blockIdx.z);
+	Stamp* ring = nullptr;
+	u64 unit = 0, now;
+	if (notes) asm volatile("ld.global.u64 %0, [%2];\nld.global.u64 %1, [%3];" : "=l"(ring), "=l"(unit) : "l"(&stamp_ring), "l"(&stamp_unit));
+#if ARCH >= 900
+	asm volatile("griddepcontrol.wait;" ::: "memory");
+#endif
+	if (notes) {
+		asm volatile("mov.u64 %0, %globaltimer;" : "=l"(now)::"memory");
+		asm volatile("st.global.v2.u64 [%0], {%1, %2};" ::"l"(ring + (now >> 10 & 0x7FFFF)), "l"(now), "l"(unit) : "memory");
+	}
 }
 #else
-DEVICE void stamp() {}
-#endif
 DEVICE void pdl_wait() {
 #if ARCH >= 900
 	asm volatile("griddepcontrol.wait;" ::: "memory");
 #endif
-	stamp();
-	delay();
 }
+#endif
 #define PDL_LAUNCH() pdl_launch()
 #define PDL_WAIT() pdl_wait()
 

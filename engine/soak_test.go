@@ -175,7 +175,7 @@ func residentBytes(t testing.TB) int64 {
 // TestFullLoad is the soak of the engine for a moment, on the CPU: see TestSoakOnTheGPU.
 func TestFullLoad(t *testing.T) {
 	o := tinyOptions()
-	o.Threads, o.MaxRunningRequests, o.MaxTotalTokens, o.PageSize = 2, 16, 16*36, 16
-	l := &fullLoad{T: t, e: openTiny(t, o), clients: 20, longPrompt: 60, longText: 40}
+	o.Threads, o.MaxRunningRequests, o.MaxTotalTokens, o.PageSize = 2, 16, 16*40, 16
+	l := &fullLoad{T: t, e: openTiny(t, o), clients: 24, longPrompt: 60, longText: 40}
 	l.run(1200 * time.Millisecond)
 }

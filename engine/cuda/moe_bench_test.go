@@ -26,7 +26,7 @@ func qwen30BA3B() *model.Config {
 func openMixture(b *testing.B, set settings) *Backend {
 	cfg := qwen30BA3B()
 	began := time.Now()
-	be := openTest(b, cfg, weights.NewDummy(cfg), backend.Options{MaxRows: 64, MaxTokens: 2048, MaxContext: 4096, MemFraction: 0.95, SimulateUniformExperts: true}, set)
+	be := openTest(b, cfg, weights.NewDummy(cfg), backend.Options{MaxRows: 32, MaxTokens: 2048, MaxContext: 4096, MemFraction: 0.95, SimulateUniformExperts: true}, set)
 	fmt.Printf("qwen3-30b-a3b on %s: open %v, read %.3f TB/s, room for %d tokens of context\n", be.Info().Device, time.Since(began).Round(time.Millisecond),
 		*be.Info().ReadBandwidth/1e12, be.Info().NumPages*be.Info().PageSize)
 	return be
@@ -37,23 +37,12 @@ func openMixture(b *testing.B, set settings) *Backend {
 //
 //	go test -tags cuda ./engine/cuda -run '^$' -bench Mixture -benchtime 1x
 func BenchmarkMixture(b *testing.B) {
-	for _, ahead := range []int64{0, 8 << 20, 16 << 20, 24 << 20} {
-		b.Run(fmt.Sprintf("ahead=%d", ahead), func(b *testing.B) {
-			moeAhead = ahead
-			be := openMixture(b, settings{})
-			fmt.Println("ahead", ahead)
-			for _, rows := range []int{1, 2, 4, 8} {
-				decodeCase(b, be, "qwen3-30b-a3b", rows, 512)
-			}
-		})
-	}
-	moeAhead = 16 << 20
 	b.Run("steps", func(b *testing.B) {
 		be := openMixture(b, settings{})
-		for _, rows := range []int{1, 2, 4, 8, 16, 32, 64} {
+		for _, rows := range []int{1, 2, 4, 8, 16, 32} {
 			decodeCase(b, be, "qwen3-30b-a3b", rows, 512)
 		}
-		for _, n := range []int{128, 512, 2048} {
+		for _, n := range []int{512, 2048} {
 			var times []time.Duration
 			for range 4 {
 				_, d := staticBatch(b, be, 1, n, 64)
@@ -64,7 +53,7 @@ func BenchmarkMixture(b *testing.B) {
 		runtime.LockOSThread()
 		defer runtime.UnlockOSThread()
 		require.NoError(b, be.context.Bind())
-		for _, rows := range []int{1, 8, 16, 32} {
+		for _, rows := range []int{1, 8, 32} {
 			decode, _ := staticBatch(b, be, rows, 512, 256)
 			mixtureStep(b, be, &decode)
 			kernelTable(b, be, "qwen3-30b-a3b", rows)
@@ -82,6 +71,17 @@ func BenchmarkMixture(b *testing.B) {
 		staticBatch(b, be, 1, 2048, 64)
 		tiles(b, be, 2048)
 	})
+	for _, ahead := range []int64{0, 16 << 20, 24 << 20} {
+		b.Run(fmt.Sprintf("ahead=%d", ahead), func(b *testing.B) {
+			moeAhead = ahead
+			be := openMixture(b, settings{})
+			fmt.Println("ahead", ahead)
+			for _, rows := range []int{1, 2, 8} {
+				decodeCase(b, be, "qwen3-30b-a3b", rows, 512)
+			}
+		})
+	}
+	moeAhead = 16 << 20
 	b.Run("timeline", func(b *testing.B) {
 		be := openMixture(b, settings{stamps: true})
 		for _, rows := range []int{1, 8, 32} {

@@ -59,6 +59,12 @@ func moeCombineOp(s shape, b *buffers, m int) op {
 		Params: paramBytes(&p), Bytes: int64(m) * int64(2+s.MoE.TopK) * int64(s.Hidden) * bf16Bytes}
 }
 
+// moeGEMMThreads and moeGEMMStep are THREADS and STEP of moe_gemm_sm90.cu.
+const (
+	moeGEMMThreads = 288
+	moeGEMMStep    = 64
+)
+
 // moeStageBytes is the room for stages in an SM's shared memory.
 const moeStageBytes = 200 << 10
 
@@ -96,7 +102,7 @@ type moeGEMM struct {
 func (g moeGEMM) op(d device, s shape, b *buffers) op {
 	capacity := s.tokenRows() * s.MoE.TopK
 	p := moeGEMMParams{W: tensorMap(g.w, s.MoE.Experts*g.n, g.k, g.rows), X: tensorMap(g.x, capacity, g.k, g.tokens), Y: g.y, Count: b.MoE.Count, First: b.MoE.First}
-	stage := (g.rows + g.tokens) * gemmStep * bf16Bytes
+	stage := (g.rows + g.tokens) * moeGEMMStep * bf16Bytes
 	stages := min(moeStageBytes/stage, 16)
 	flag := map[bool]int{true: 1}
 	outputs := g.n
@@ -106,7 +112,7 @@ func (g moeGEMM) op(d device, s shape, b *buffers) op {
 	pairs := int64(g.m) * int64(s.MoE.TopK)
 	return op{Name: g.name, Unit: unit{"moe_gemm_sm90.cu", "moe_gemm_sm90", s.MoE.defines(" EARLY=%d GATED=%d K=%d N=%d ROWS=%d STAGES=%d TOKENS=%d", flag[g.early], flag[g.gated],
 		g.k, g.n, g.rows, stages, g.tokens)},
-		Grid: [3]int{d.SMs, 1, 1}, Block: gemmThreads, Smem: pad(stages*(stage+16)+4*(3*s.MoE.Experts+1), 1024), PDL: true, Params: paramBytes(&p),
+		Grid: [3]int{d.SMs, 1, 1}, Block: moeGEMMThreads, Smem: pad(stages*(stage+16)+4*(3*s.MoE.Experts+1), 1024), PDL: true, Params: paramBytes(&p),
 		Bytes: int64(s.MoE.distinct(g.m)*float64(g.n)*float64(g.k)*bf16Bytes) + pairs*int64(g.k+outputs)*bf16Bytes, FLOPs: 2 * pairs * int64(g.n) * int64(g.k)}
 }
 

@@ -226,33 +226,44 @@ func (c *mixtureCase) checkChoices(chosen [][]choice) {
 	}
 }
 
-// checkOutput holds x against the mixture of the experts that the device chose, with its weights.
+// checkOutput holds x against the mixture of the experts that the device chose, with its weights, expert by expert.
 func (c *mixtureCase) checkOutput(chosen [][]choice, what string) {
 	c.Helper()
 	h, inter := c.shape.Hidden, c.shape.MoE.Inter
 	exact, plain := slices.Clone(c.x), slices.Clone(c.x)
-	g, u, y, one := make([]float32, inter), make([]float32, inter), make([]float32, h), []float32{1}
-	for t, choices := range chosen {
-		for _, e := range choices {
-			gate, up, down := c.gate[e.expert*inter*h:], c.up[e.expert*inter*h:], c.down[e.expert*inter*h:]
-			cpu.MatMul(g, c.xExact[t*h:(t+1)*h], gate[:inter*h], 1, inter, h)
-			cpu.MatMul(u, c.xExact[t*h:(t+1)*h], up[:inter*h], 1, inter, h)
-			cpu.SwiGLU(g, g, u)
-			cpu.MatMul(y, g, down[:inter*h], 1, h, inter)
-			for i, v := range y {
-				exact[t*h+i] += e.weight * v
+	one := []float32{1}
+	for e := range c.shape.MoE.Experts {
+		var tokens []int
+		var weights, xExact, xPlain []float32
+		for t, choices := range chosen {
+			for _, g := range choices {
+				if g.expert == e {
+					tokens, weights = append(tokens, t), append(weights, g.weight)
+					xExact, xPlain = append(xExact, c.xExact[t*h:(t+1)*h]...), append(xPlain, c.xPlain[t*h:(t+1)*h]...)
+				}
 			}
-			cpu.MatMul(g, c.xPlain[t*h:(t+1)*h], gate[:inter*h], 1, inter, h)
-			cpu.MatMul(u, c.xPlain[t*h:(t+1)*h], up[:inter*h], 1, inter, h)
-			for i := range g {
-				act := []float32{toBF16(g[i])}
-				cpu.SwiGLU(act, act, one)
-				g[i] = toBF16(toBF16(act[0]) * toBF16(u[i]))
-			}
-			cpu.MatMul(y, g, down[:inter*h], 1, h, inter)
-			for i, v := range y {
-				plain[t*h+i] = toBF16(plain[t*h+i] + toBF16(e.weight*toBF16(v)))
-			}
+		}
+		n := len(tokens)
+		g, u, y := make([]float32, n*inter), make([]float32, n*inter), make([]float32, n*h)
+		gate, up, down := c.gate[e*inter*h:(e+1)*inter*h], c.up[e*inter*h:(e+1)*inter*h], c.down[e*inter*h:(e+1)*inter*h]
+		cpu.MatMul(g, xExact, gate, n, inter, h)
+		cpu.MatMul(u, xExact, up, n, inter, h)
+		cpu.SwiGLU(g, g, u)
+		cpu.MatMul(y, g, down, n, h, inter)
+		for i, v := range y {
+			exact[tokens[i/h]*h+i%h] += weights[i/h] * v
+		}
+		cpu.MatMul(g, xPlain, gate, n, inter, h)
+		cpu.MatMul(u, xPlain, up, n, inter, h)
+		for i := range g {
+			act := []float32{toBF16(g[i])}
+			cpu.SwiGLU(act, act, one)
+			g[i] = toBF16(toBF16(act[0]) * toBF16(u[i]))
+		}
+		cpu.MatMul(y, g, down, n, h, inter)
+		for i, v := range y {
+			at := &plain[tokens[i/h]*h+i%h]
+			*at = toBF16(*at + toBF16(weights[i/h]*toBF16(v)))
 		}
 	}
 	requireClose(c, exact, plain, c.getBF16(c.b.X, c.m*h), what)
@@ -263,7 +274,7 @@ var mixtureShapes = []struct {
 	hidden int
 	moe    moeShape
 }{
-	{2048, moeShape{Experts: 16, TopK: 8, Inter: 768, NormTopK: true}},
+	{2048, moeShape{Experts: 12, TopK: 4, Inter: 768, NormTopK: true}},
 	{256, moeShape{Experts: 128, TopK: 8, Inter: 96, NormTopK: true}},
 	{72, moeShape{Experts: 60, TopK: 4, Inter: 40}},
 	{320, moeShape{Experts: 8, TopK: 2, Inter: 176, NormTopK: true}},
@@ -285,7 +296,7 @@ func mixtureCubins(t *testing.T) *cubinCache {
 	found, err := pickDevice()
 	require.NoError(t, err)
 	d := device{Name: found.Name, SM: found.Major*10 + found.Minor, SMs: found.SMs, L2Bytes: found.L2Bytes, MaxSmem: found.SharedMemory}
-	cache := openCache(t.TempDir())
+	cache := openCache("")
 	var group errgroup.Group
 	for _, c := range mixtureShapes {
 		s := mixtureShape(c.hidden, c.moe)

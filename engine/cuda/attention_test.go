@@ -348,7 +348,7 @@ func TestAttnDecode(t *testing.T) {
 					c.pos, c.len = append(c.pos, n-1), append(c.len, 1)
 				}
 				a := newAttnRig(t, s, c)
-				a.run(attnDecodeOp(a.device, a.shape, &a.b, a.w, 1, a.rows))
+				a.run(attnDecodeOp(a.device, a.shape, &a.b, a.w, attnLayer, a.rows))
 				a.check("attention")
 				for _, v := range get[uint32](a.rig, a.b.AttnScratch, s.MaxRows*s.KVHeads) {
 					require.Zero(t, v, "a counter is left")
@@ -365,7 +365,7 @@ func TestAttnDecodePadding(t *testing.T) {
 	a := newAttnRig(t, s, c)
 	a.b.RowSlot, a.b.RowCtx = put(a.rig, []int32{1, -1}), put(a.rig, []int32{100, 0})
 	a.b.QKV, a.b.Att = put(a.rig, append(get[uint16](a.rig, a.b.QKV, s.qkvDim()), make([]uint16, s.qkvDim())...)), a.room(4*s.qDim())
-	a.run(attnDecodeOp(a.device, a.shape, &a.b, a.w, 1, 2))
+	a.run(attnDecodeOp(a.device, a.shape, &a.b, a.w, attnLayer, 2))
 	for _, v := range a.getBF16(a.b.Att, 2*s.qDim())[s.qDim():] {
 		require.False(t, math.IsNaN(float64(v)))
 	}
@@ -392,13 +392,13 @@ func TestAttnPrefill(t *testing.T) {
 	}
 }
 
-// BenchmarkAttnPrefill times prefill attention alone: one sequence, from its start.
+// BenchmarkAttnPrefill times prefill attention alone, launches one behind the other: one sequence, from its start.
 func BenchmarkAttnPrefill(b *testing.B) {
 	for _, tokens := range []int{512, 2048, 8192} {
 		for _, c := range []struct{ portable, fp8 bool }{{}, {fp8: true}, {portable: true}, {portable: true, fp8: true}} {
 			b.Run(fmt.Sprintf("heads=32/kv=8/dim=128/portable=%v/fp8=%v/tokens=%d", c.portable, c.fp8, tokens), func(b *testing.B) {
 				s := testShapes()["llama-8b"]
-				s.MaxTokens, s.MaxRows, s.NumPages, s.KVFP8 = tokens, 1, tokens/s.Page, c.fp8
+				s.MaxTokens, s.NumPages, s.KVFP8 = tokens, tokens/s.Page, c.fp8
 				r := newRig(b, s)
 				pages := make([]int32, s.MaxPages)
 				for i := range pages {
@@ -412,51 +412,53 @@ func BenchmarkAttnPrefill(b *testing.B) {
 					d.SM = 80
 				}
 				o := attnPrefillOp(d, s, bufs, layerWeights{}, 0, 0, 1, tokens)
-				ms := r.time(b, o)
-				flops := 2 * float64(s.Heads*s.Dim) * float64(tokens) * float64(tokens)
-				b.ReportMetric(flops/ms/1e9, "TFLOP/s")
+				o.PDL = false
+				us := r.timeAll(b, []op{o, o, o, o, o, o, o, o})
+				b.ReportMetric(2*float64(s.Heads*s.Dim)*float64(tokens)*float64(tokens)/us/1e6, "TFLOP/s")
+				b.ReportMetric(us, "us")
 			})
 		}
 	}
 }
 
-// BenchmarkAttnDecode times decode attention alone, with and without splits, against the bandwidth of a plain read: rows of one context, layers
-// in turn so that their pages are cold, and no overlap with the kernel before.
+// BenchmarkAttnDecode times decode attention alone: rows of one context or of evenly spread ones, layers in turn so that their pages are
+// cold, and no overlap with the kernel before.
 func BenchmarkAttnDecode(b *testing.B) {
 	for _, fp8 := range []bool{false, true} {
-		for _, rows := range []int{1, 32, 64, 128, 256} {
-			for _, ctx := range []int{512, 1024, 2048} {
-				b.Run(fmt.Sprintf("heads=32/kv=8/dim=128/fp8=%v/batch=%d/ctx=%d", fp8, rows, ctx), func(b *testing.B) { benchAttnDecode(b, fp8, rows, ctx) })
+		for _, rows := range []int{1, 16, 32, 64, 128, 256} {
+			for _, c := range []struct {
+				ctx    int
+				spread bool
+			}{{512, false}, {1024, false}, {2048, false}, {2048, true}} {
+				b.Run(fmt.Sprintf("heads=32/kv=8/dim=128/fp8=%v/batch=%d/ctx=%d/spread=%v", fp8, rows, c.ctx, c.spread), func(b *testing.B) {
+					r, ops, bytes := attnDecodeChain(b, fp8, rows, c.ctx, c.spread)
+					us := r.timeAll(b, ops)
+					b.ReportMetric(us, "us")
+					b.ReportMetric(bytes/us/1e3, "GB/s")
+				})
 			}
 		}
 	}
 }
 
-func benchAttnDecode(b *testing.B, fp8 bool, rows, ctx int) {
-	r, ops := attnDecodeChain(b, fp8, rows, ctx)
-	us := r.timeAll(b, ops)
-	b.ReportMetric(us, "us")
-	b.ReportMetric(attnDecodeBytes(r.shape, rows, ctx)/us/1e3, "GB/s")
-}
-
-// attnDecodeBytes is the K and V of rows of ctx tokens in a layer.
-func attnDecodeBytes(s shape, rows, ctx int) float64 {
-	return float64(rows*ctx*2*s.kvDim()) * float64(s.kvBytes())
-}
-
-// attnDecodeChain is decode attention of all layers of a cache of a gigabyte or more.
-func attnDecodeChain(b testing.TB, fp8 bool, rows, ctx int) (*rig, []op) {
+// attnDecodeChain is decode attention of all layers of a cache of a gigabyte or more, rows of ctx tokens, or where spread is set of evenly
+// spread lengths up to ctx; and the bytes of K and V of a layer.
+func attnDecodeChain(b testing.TB, fp8 bool, rows, ctx int, spread bool) (*rig, []op, float64) {
 	s := testShapes()["llama-8b"]
-	s.KVFP8, s.MaxRows, s.MaxPages, s.MaxContext = fp8, rows, ctx/s.Page, ctx
-	s.NumPages = rows * s.MaxPages
+	s.KVFP8, s.NumPages = fp8, rows*ctx/s.Page // the other sizes are one for all, and so is the compilation
 	s.Layers = int(max(2, 1<<30/s.layerKVBytes()))
 	r := newRig(b, s)
-	pages, slots, ctxs := make([]int32, s.NumPages), make([]int32, rows), make([]int32, rows)
+	pages, slots, ctxs := make([]int32, rows*s.MaxPages), make([]int32, rows), make([]int32, rows)
 	for i, p := range r.random.Perm(s.NumPages) {
-		pages[i] = int32(p)
+		pages[i/(ctx/s.Page)*s.MaxPages+i%(ctx/s.Page)] = int32(p)
 	}
+	tokens := 0.0
 	for i := range slots {
 		slots[i], ctxs[i] = int32(i), int32(ctx)
+		if spread {
+			ctxs[i] = int32(ctx * (i*37%rows + 1) / rows)
+		}
+		tokens += float64(ctxs[i])
 	}
 	kvBytes := int64(s.Layers) * s.layerKVBytes()
 	kv, err := driver.Alloc(kvBytes)
@@ -470,7 +472,7 @@ func attnDecodeChain(b testing.TB, fp8 bool, rows, ctx int) (*rig, []op) {
 		ops[i] = attnDecodeOp(r.device, s, bufs, layerWeights{}, i, rows)
 		ops[i].PDL = false
 	}
-	return r, ops
+	return r, ops, tokens * float64(2*s.kvDim()) * float64(s.kvBytes())
 }
 
 // timeAll is the time of one of ops, launched one behind the other in a graph: the median of several such runs, microseconds.

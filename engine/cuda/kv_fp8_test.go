@@ -70,3 +70,16 @@ func TestFP8CacheAccuracy(t *testing.T) {
 
 // forced0 has every sequence continue with token 0, so that all see the same context.
 var forced0 = []backend.TokenBias{{Token: 0, Bias: 1e4}}
+
+// BenchmarkDecodeKV times whole decode steps with either cache, one step ahead, against the floor of their bytes.
+//
+//	go test -tags cuda -run '^$' -bench BenchmarkDecodeKV -benchtime 1x ./engine/cuda
+func BenchmarkDecodeKV(b *testing.B) {
+	cfg := benchModels()["llama-8b"]
+	for _, dtype := range []string{"bfloat16", kvFP8} {
+		b.Run("model=llama-8b/kv="+dtype, func(b *testing.B) {
+			be := openTest(b, cfg, weights.NewDummy(cfg), backend.Options{MaxRows: 128, MaxTokens: 8192, MaxContext: 4096, MemFraction: 0.9, KVDType: dtype}, settings{})
+			decodeCase(b, be, "llama-8b kv="+dtype, 128, 1024)
+		})
+	}
+}

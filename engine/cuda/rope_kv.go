@@ -48,7 +48,7 @@ func (s kvScale) v() float32 { return cmp.Or(s.V, 1) }
 // draftKVOp: k, normed and rotated, and v of tokens 0..rows-1 into layer's pages; q and k in place stay as they are.
 func draftKVOp(d device, s shape, b *buffers, w layerWeights, layer, rows int) op {
 	o := ropeKVOp(d, s, b, w, layer, 0, rows)
-	o.Name, o.Bytes = "draft_kv", int64(rows)*2*int64(s.kvDim())*2*bf16Bytes
+	o.Name, o.Bytes = "draft_kv", int64(rows)*2*int64(s.kvDim())*(bf16Bytes+s.kvBytes())
 	o.Unit.Defines += " KV_ONLY=1"
 	return o
 }

@@ -302,6 +302,7 @@ DEVICE void st_cluster16(u32 to, float4 v) {
 }
 #endif
 DEVICE void barrier_sync(u32 id, u32 threads) { asm volatile("bar.sync %0, %1;" ::"r"(id), "r"(threads) : "memory"); }
+DEVICE void barrier_arrive(u32 id, u32 threads) { asm volatile("bar.arrive %0, %1;" ::"r"(id), "r"(threads) : "memory"); }
 
 // ---- warpgroup matrix units, sm_90a ----
 #if ARCH >= 900 && defined(__CUDA_ARCH_FEAT_SM90_ALL)

@@ -156,7 +156,7 @@ func (p *planner) productFP8(g product) []node {
 		}
 		if own {
 			g.name = "gemm_fp8_" + g.name
-			return append(nodes, nodesOf(g.fp8Op(d, g.fp8Tile(d), g.w, g.x, gemmFP8Params{Bias: g.bias, Y: g.y}))...)
+			return append(nodes, node{fp8: &fp8Call{linear: g.linear, tile: g.fp8Tile(d), w: g.w, x: g.x, gamma: g.gamma, params: gemmFP8Params{Bias: g.bias, Y: g.y}}})
 		}
 		nodes = append(nodes, nodesOf(fp8DequantOp(d, g.w, g.n, g.k, b.Dequantised))...)
 		g.w = weight{Data: b.Dequantised}

@@ -198,6 +198,51 @@ func TestFP8GEMM(t *testing.T) {
 	}
 }
 
+// TestFP8GEMMNorm holds a norm that two products of gemm_fp8_sm90 share, in every tile of the first, against the exact one of what the first left.
+func TestFP8GEMMNorm(t *testing.T) {
+	s := testShapes()["llama-1b"]
+	first := newRig(t, s)
+	if first.device.SM != 90 {
+		t.Skipf("%s has no warpgroup matrix units of sm_90a", first.device.Name)
+	}
+	var units []unit
+	cases := []struct{ l1, l2 linear }{
+		{linear{m: 17, n: 576, k: 1536, end: epilogueResidual}, linear{m: 17, n: 1152, k: 576, norm: true, end: epilogueSwiGLU}},
+		{linear{m: 64, n: 1008, k: 528, end: epilogueResidual}, linear{m: 64, n: 320, k: 1008, norm: true}},
+		{linear{m: 40, n: 12304, k: 144, end: epilogueResidual}, linear{m: 40, n: 64, k: 12304, norm: true}},
+	}
+	for _, c := range cases {
+		for _, tile := range c.l1.fp8Tiles(first.device) {
+			units = append(units, c.l1.fp8Op(first.device, tile, weight{}, 0, gemmFP8Params{}).Unit)
+		}
+		units = append(units, c.l2.fp8Op(first.device, c.l2.fp8Tile(first.device), weight{}, 0, gemmFP8Params{Parts: 1}).Unit)
+	}
+	cache := first.compileAll(units)
+	for _, c := range cases {
+		t.Run(fmt.Sprintf("m=%d/n=%d", c.l1.m, c.l1.n), func(t *testing.T) {
+			r := newRig(t, s)
+			r.compiler.cache = cache
+			p, w1 := fp8Product(r, c.l1.m, c.l1.n, c.l1.k, false)
+			q, w2 := fp8Product(r, c.l2.m, c.l2.n, c.l2.k, true)
+			before := r.normal(p.m*p.n, 1)
+			x, gamma := r.putBF16(p.x), r.putBF16(q.gamma)
+			for _, tile := range c.l1.fp8Tiles(r.device) {
+				y, out := r.putBF16(before), r.room(c.l2.m*c.l2.outputs()*bf16Bytes)
+				one := &fp8Call{linear: c.l1, tile: tile, w: w1, x: x, params: gemmFP8Params{Y: y}}
+				two := &fp8Call{linear: c.l2, tile: c.l2.fp8Tile(r.device), w: w2, x: r.room(p.m * p.n * bf16Bytes), gamma: gamma, params: gemmFP8Params{Y: out}}
+				one.norms(r.device, two, two.x, r.room(int(gemmSquaresBytes(r.device))))
+				r.run(one.op(r.device), two.op(r.device))
+				q.x = r.getBF16(y, p.m*p.n)
+				exact, plain := p.finish(epilogueResidual, before)
+				requireClose(t, exact, plain, q.x, fmt.Sprintf("residual stream, %+v", tile))
+				q.multiply(r, true)
+				exact, plain = q.finish(c.l2.end, nil)
+				requireClose(t, exact, plain, r.getBF16(out, c.l2.m*c.l2.outputs()), fmt.Sprintf("product of the norm, %+v", tile))
+			}
+		})
+	}
+}
+
 // quantized reads m rows of k values that fp8_quantize wrote, in the plain order of columns.
 func (r *rig) quantized(b *buffers, m, k int) (values, scales []float32) {
 	r.Helper()
@@ -458,11 +503,9 @@ func TestFP8Accuracy(t *testing.T) {
 // a layer in chains of all layers, so that weights are cold: each tile, and cuBLASLt.
 func BenchmarkFP8(b *testing.B) {
 	cfg := benchModels()["llama-8b"]
-	be := openTest(b, cfg, weights.NewDummy(cfg), backend.Options{MaxRows: 128, MaxTokens: 8192, MaxContext: 4096, MemFraction: 0.85, Quantization: "fp8"}, settings{})
+	be := openTest(b, cfg, weights.NewDummy(cfg), backend.Options{MaxRows: 64, MaxTokens: 8192, MaxContext: 4096, MemFraction: 0.85, Quantization: "fp8"}, settings{})
 	fmt.Printf("fp8 on %s, read %.3f TB/s\n", be.info.Device, *be.info.ReadBandwidth/1e12)
-	for _, rows := range []int{1, 8, 32, 64, 128} {
-		decodeCase(b, be, "8b-fp8", rows, 512)
-	}
+	decodeCase(b, be, "8b-fp8", 1, 512)
 	runtime.LockOSThread()
 	defer runtime.UnlockOSThread()
 	require.NoError(b, be.context.Bind())
@@ -475,12 +518,13 @@ func BenchmarkFP8(b *testing.B) {
 		clear(be.seen)
 		clear(be.eager)
 	}
-	blasOnly(true)
 	for _, rows := range []int{32, 64} { // in turn on the same card
+		decodeCase(b, be, "8b-fp8 gemm_fp8", rows, 512)
+		blasOnly(true)
 		decodeCase(b, be, "8b-fp8 cuBLASLt", rows, 512)
+		blasOnly(false)
 	}
-	blasOnly(false)
-	for _, c := range []struct{ rows, in int }{{1, 2048}, {32, 512}} {
+	for _, c := range []struct{ rows, in int }{{32, 512}, {1, 2048}} {
 		var times []time.Duration
 		for range 5 {
 			times = append(times, prefill(b, be, c.rows, c.in))
@@ -488,6 +532,9 @@ func BenchmarkFP8(b *testing.B) {
 		fmt.Printf("prefill 8b-fp8 %d x %d: %v, %.0f tok/s\n", c.rows, c.in, median(times), float64(c.rows*c.in)/median(times).Seconds())
 	}
 	fp8Products(b, be)
+	for _, rows := range []int{8, 16} {
+		decodeCase(b, be, "8b-fp8", rows, 512)
+	}
 }
 
 // prefill times rows prompts of n tokens, as many in a step as it has room for, each step launched before the last is awaited.
@@ -542,7 +589,7 @@ func fp8Products(b *testing.B, be *Backend) {
 		if i > 0 {
 			x, y = buf.Act, buf.GU
 		}
-		for _, m := range []int{1, 8, 16} {
+		for _, m := range []int{1, 16} {
 			l := product(m)
 			l.fp8 = true
 			for blocks := 1; blocks <= 2; blocks++ {
@@ -555,16 +602,20 @@ func fp8Products(b *testing.B, be *Backend) {
 				})
 			}
 		}
-		for _, m := range []int{16, 32, 64} {
+		for _, m := range []int{32} {
 			l := product(m)
+			best := l.fp8Tile(be.device).cost(l, be.device)
 			for _, t := range l.fp8Tiles(be.device) {
-				add(fmt.Sprintf("%s m=%d gemm groups=%d split=%d", l.name, m, t.groups, t.split), func(w layerWeights) node {
+				if t.cost(l, be.device) > 1.5*best {
+					continue
+				}
+				add(fmt.Sprintf("%s m=%d gemm g=%d s=%d", l.name, m, t.groups, t.split), func(w layerWeights) node {
 					o := l.fp8Op(be.device, t, of(w), x, gemmFP8Params{Y: y})
 					return node{op: &o}
 				})
 			}
 		}
-		for _, m := range []int{32, 64, 128, 8192} {
+		for _, m := range []int{32, 8192} {
 			l := product(m)
 			add(fmt.Sprintf("%s m=%d cuBLASLt", l.name, m), func(w layerWeights) node {
 				return node{gemm: &driver.GEMM{M: m, N: l.n, K: l.k, W: of(w).Data, X: buf.Act, Y: buf.GU, FP8: true, WScale: of(w).Scales, XScale: buf.QScale}}

@@ -19,10 +19,10 @@ const (
 
 // gemmFP8Params mirrors Params of gemm_fp8_sm90.cu.
 type gemmFP8Params struct {
-	W, X              driver.TensorMap
-	RowScale, Bias, Y ptr
-	Tokens            int32
-	_                 [25]int32
+	W, X                                             driver.TensorMap
+	RowScale, Bias, Y, Gamma, Scaled, Squares, RMSOf ptr
+	Tokens, Parts                                    int32
+	_                                                [16]int32
 }
 
 // fp8Tile is how gemm_fp8_sm90 cuts a product: warpgroups of a CTA, 64 rows of W each; CTAs that share a tile's K (a cluster); stages.
@@ -78,7 +78,47 @@ func (l linear) fp8Tile(d device) fp8Tile {
 	return slices.MinFunc(l.fp8Tiles(d), func(a, b fp8Tile) int { return cmp.Compare(a.cost(l, d), b.cost(l, d)) })
 }
 
-// fp8Op is the product of x, normed already, with w.
+// fp8Call is one launch of gemm_fp8_sm90.
+type fp8Call struct {
+	linear
+	tile   fp8Tile
+	w      weight
+	x      ptr // normed already, or, with params.RMSOf, times gamma
+	gamma  ptr // where norm is set
+	params gemmFP8Params
+}
+
+func (c *fp8Call) op(d device) op { return c.linear.fp8Op(d, c.tile, c.w, c.x, c.params) }
+
+// norms takes the RMSNorm between c, whose outputs it is of, and next into both: next's x is c's outputs times gamma, in scaled.
+func (c *fp8Call) norms(d device, next *fp8Call, scaled, squares ptr) {
+	c.params.Gamma, c.params.Scaled, c.params.Squares = next.gamma, scaled, squares
+	next.params.RMSOf, next.params.Parts = squares, int32(c.tile.ctas(c.linear, d))
+}
+
+// linkFP8 makes kernels of the calls of gemm_fp8_sm90; a norm between two of them is no kernel. Squares lie where gemm_sm90's do.
+func (p *planner) linkFP8(nodes []node) []node {
+	out := make([]node, 0, len(nodes))
+	for i := 0; i < len(nodes); i++ {
+		out = append(out, nodes[i])
+		if i+2 >= len(nodes) || nodes[i+1].op == nil || nodes[i+1].op.Name != "rmsnorm" {
+			continue
+		}
+		if c, after := nodes[i].fp8, nodes[i+2].fp8; c != nil && after != nil && c.end == epilogueResidual {
+			c.norms(p.device, after, p.buffers.XN, p.buffers.AttnScratch+ptr(attnCounterBytes(p.shape)))
+			i++
+		}
+	}
+	for i := range out {
+		if c := out[i].fp8; c != nil {
+			o := c.op(p.device)
+			out[i].op = &o
+		}
+	}
+	return out
+}
+
+// fp8Op is the product of x with w.
 func (l linear) fp8Op(d device, t fp8Tile, w weight, x ptr, p gemmFP8Params) op {
 	if w.Data != 0 {
 		m, err := driver.TensorMapBytes(w.Data, l.n, l.k, t.rows(), gemmFP8Step)
@@ -87,12 +127,16 @@ func (l linear) fp8Op(d device, t fp8Tile, w weight, x ptr, p gemmFP8Params) op 
 		}
 		p.W = m
 	}
+	scales := 0
+	if p.Parts > 0 {
+		scales = 1
+	}
 	p.X, p.RowScale, p.Tokens = tensorMap(x, l.m, l.k, t.tokens), w.Scales, int32(l.m)
 	cluster := 0
 	if t.split > 1 {
 		cluster = t.split
 	}
-	return op{Name: l.name, PDL: true, Params: paramBytes(&p), Grid: [3]int{t.ctas(l, d), 1, 1}, Block: 128*t.groups + 32, Smem: pad(t.stages*(t.stageBytes()+16), 1024), Cluster: cluster,
-		Unit:  unit{"gemm_fp8_sm90.cu", "gemm_fp8_sm90", fmt.Sprintf("EPILOGUE=%d GROUPS=%d K=%d M=%d N=%d NORM=0 SPLIT=%d STAGES=%d TOKENS=%d", l.end, t.groups, l.k, t.tokens, l.n, t.split, t.stages, t.tokens)},
+	return op{Name: l.name, PDL: true, Params: paramBytes(&p), Grid: [3]int{t.ctas(l, d), 1, 1}, Block: 128*t.groups + 32, Smem: pad(t.stages*(t.stageBytes()+16)+4*(128*t.groups+t.tokens), 1024), Cluster: cluster,
+		Unit:  unit{"gemm_fp8_sm90.cu", "gemm_fp8_sm90", fmt.Sprintf("EPILOGUE=%d GROUPS=%d K=%d M=%d N=%d NORM=0 SCALES=%d SPLIT=%d STAGES=%d TOKENS=%d", l.end, t.groups, l.k, t.tokens, l.n, scales, t.split, t.stages, t.tokens)},
 		Bytes: int64(l.n)*int64(l.k) + int64(l.m)*int64(l.k+l.outputs())*bf16Bytes, FLOPs: 2 * int64(l.m) * int64(l.n) * int64(l.k)}
 }

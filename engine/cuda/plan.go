@@ -35,7 +35,8 @@ type node struct {
 	op   *op
 	gemm *driver.GEMM
 	hook func() error
-	own  *gemmCall // what op is made of in the end, if it is gemm_sm90: step needs to know the one that follows
+	own  *gemmCall // what op is made of in the end, if it is gemm_sm90: norms between two of them go into both
+	fp8  *fp8Call  // likewise, gemm_fp8_sm90
 	// layer counts from 1; 0 is outside of the layers.
 	layer int
 }
@@ -102,7 +103,7 @@ func (p *planner) step(st stepShape, h hooks) []node {
 		nodes = append(nodes, node{hook: h.beforeHead})
 	}
 	nodes = append(nodes, p.sample(st, h)...)
-	nodes = p.linkGEMMs(nodes)
+	nodes = p.linkFP8(p.linkGEMMs(nodes))
 	for i := range nodes {
 		// A kernel may overlap the end of the one before it, but not a library's, whose kernels know nothing of it.
 		if o := nodes[i].op; o != nil && (i == 0 || nodes[i-1].op == nil || p.noPDL) {

@@ -7,12 +7,14 @@
 // Bytes: NK + 2M(K+N), and x again for each tile, from L2; FLOPs 2MNK. Bound by memory; widening takes half of the integer units at 4.5 TB/s.
 // W for all stages is asked for before the wait on the previous kernel. Sums of SPLIT CTAs meet in the shared memory of the cluster, each CTA
 // finishing a part of the tokens, in the order of K: the same bits always.
+// RMSNorm between two products is no kernel: the first (RESIDUAL) leaves y * gamma beside y, and the squares of its outputs; the second
+// multiplies by 1/RMS of its tokens (SCALES).
 #include "fp8.cuh"
 #include "linear.cuh"
 #include "wgmma.cuh"
 
-#if !defined(TOKENS) || !defined(GROUPS) || !defined(SPLIT) || !defined(STAGES)
-#error "TOKENS that a tile has room for: 32 or 64; GROUPS of 64 rows of W; SPLIT of K: 1, 2 or 4; STAGES"
+#if !defined(TOKENS) || !defined(GROUPS) || !defined(SPLIT) || !defined(STAGES) || !defined(SCALES)
+#error "TOKENS that a tile has room for: 32 or 64; GROUPS of 64 rows of W; SPLIT of K: 1, 2 or 4; STAGES; SCALES: 1 divides by the RMS of rms_of"
 #endif
 constexpr int THREADS = 128 * GROUPS + 32;
 constexpr int ROWS = 64 * GROUPS, STEP = 128;  // rows and columns of a stage
@@ -31,8 +33,13 @@ struct Params {
 	const float* row_scale;  // [N]
 	const bf16* bias;        // [N], STORE_BIAS
 	bf16* y;                 // [M, N], SwiGLU [M, N/2]; RESIDUAL adds to it
+	const bf16* gamma;       // RESIDUAL: [N] of the norm that follows; null: none
+	bf16* scaled;            // [M, N], y * gamma
+	float* squares;          // [CTAs, TOKENS]: sums of the squares of a CTA's outputs
+	const float* rms_of;     // SCALES: such sums of x [parts, TOKENS]
 	i32 tokens;              // M
-	i32 pad[25];
+	i32 parts;
+	i32 pad[16];
 };
 
 struct Stage {
@@ -42,6 +49,8 @@ struct Stage {
 struct Shared {
 	Stage stage[STAGES];  // after the last product: sums of the cluster's CTAs
 	u64 full[STAGES], empty[STAGES];
+	float sums[128 * GROUPS];  // of squares, while 1/RMS is made
+	float scale[TOKENS];       // 1/RMS
 };
 static_assert(sizeof(Stage) % 1024 == 0, "swizzled rows repeat every 1024 bytes");
 static_assert(SPLIT == 1 || SPLIT * SHARE * 128 * GROUPS * 16 <= (int)sizeof(Stage) * STAGES, "sums do not fit the stages");
@@ -90,9 +99,9 @@ DEVICE Place place(int row, int unit) {  // row: the warp's first
 	return Place{8 * unit + 2 * (lane & 3) + (g & 1), row + (g & ~1)};
 }
 
-struct Added { u32 low, high; };  // what outputs n, n + 1 and n + 8, n + 9 are added to
+struct Added { u32 low, high, gamma_low, gamma_high; };  // what outputs n, n + 1 and n + 8, n + 9 are added to, and the next norm's gamma
 DEVICE Added added(const Params& p, Place at) {
-	Added a{0, 0};
+	Added a{0, 0, 0, 0};
 	if (EPILOGUE == STORE_BIAS) {
 		if (at.n < N) a.low = ld4(p.bias + at.n);
 		if (at.n + 8 < N) a.high = ld4(p.bias + at.n + 8);
@@ -101,27 +110,75 @@ DEVICE Added added(const Params& p, Place at) {
 		const bf16* y = p.y + (size_t)at.m * N + at.n;
 		if (at.n < N) a.low = ld4_l2(y);
 		if (at.n + 8 < N) a.high = ld4_l2(y + 8);
+		if (p.gamma) {
+			if (at.n < N) a.gamma_low = ld4(p.gamma + at.n);
+			if (at.n + 8 < N) a.gamma_high = ld4(p.gamma + at.n + 8);
+		}
 	}
 	return a;
 }
 
 // finish stores a unit's outputs: v has rows g (x, y: two tokens) and g + 8 (z, w), times their scales already.
-DEVICE void finish(const Params& p, Place at, float4 v, Added a) {
+// It returns the squares' sum.
+DEVICE float finish(const Params& p, Place at, float4 v, Added a) {
 	const bool odd = threadIdx.x >> 2 & 1;
 	if constexpr (EPILOGUE == SWIGLU) {
 		const float2 out = swap(swiglu(v.x, v.z), swiglu(v.y, v.w), odd);
 		if (at.m < p.tokens && at.n < N) *reinterpret_cast<u32*>(p.y + (size_t)at.m * OUTPUTS + (at.n >> 4) * 8 + (at.n & 7)) = pack_bf16(out.x, out.y);
+		return 0.f;
 	} else {
 		const float2 low = swap(v.x, v.y, odd), high = swap(v.z, v.w, odd);
-		if (at.m >= p.tokens) return;
-		bf16* y = p.y + (size_t)at.m * N + at.n;
-		if (at.n < N) *reinterpret_cast<u32*>(y) = pack_bf16(low.x + bf16_lo(a.low), low.y + bf16_hi(a.low));
-		if (at.n + 8 < N) *reinterpret_cast<u32*>(y + 8) = pack_bf16(high.x + bf16_lo(a.high), high.y + bf16_hi(a.high));
+		if (at.m >= p.tokens) return 0.f;
+		const size_t to = (size_t)at.m * N + at.n;
+		const u32 out[2] = {pack_bf16(low.x + bf16_lo(a.low), low.y + bf16_hi(a.low)), pack_bf16(high.x + bf16_lo(a.high), high.y + bf16_hi(a.high))};
+		const u32 gamma[2] = {a.gamma_low, a.gamma_high};
+		float squares = 0.f;
+#pragma unroll
+		for (int i = 0; i < 2; i++) {
+			if (at.n + 8 * i >= N) continue;
+			*reinterpret_cast<u32*>(p.y + to + 8 * i) = out[i];
+			if (EPILOGUE == RESIDUAL && p.gamma) {
+				*reinterpret_cast<u32*>(p.scaled + to + 8 * i) = mul_bf16x2(out[i], gamma[i]);
+				squares += bf16_lo(out[i]) * bf16_lo(out[i]) + bf16_hi(out[i]) * bf16_hi(out[i]);
+			}
+		}
+		return squares;
 	}
 }
 
+// make_scales adds the parts of the squares of each token: its 1/RMS.
+DEVICE void make_scales(const Params& p, Shared& sh) {
+	const int tid = threadIdx.x, m = tid % TOKENS, slices = 128 * GROUPS / TOKENS;
+	float sum = 0.f;
+	for (int i = tid / TOKENS; i < p.parts; i += slices) sum += __uint_as_float(ld4_l2(p.rms_of + i * TOKENS + m));
+	sh.sums[tid] = sum;
+	barrier_sync(1, 128 * GROUPS);
+	if (tid < TOKENS) {
+		for (int i = 1; i < slices; i++) sum += sh.sums[i * TOKENS + tid];
+		sh.scale[tid] = rsqrtf(sum * (1.f / K) + RMS_EPS);
+	}
+	barrier_sync(1, 128 * GROUPS);
+}
+
+// store_squares leaves this CTA's sums, of all tokens; squares has those of this lane's units.
+DEVICE void store_squares(const Params& p, Shared& sh, float (&squares)[UNITS]) {
+	const int lane = threadIdx.x & 31, warp = threadIdx.x >> 5;
+	float* sums = reinterpret_cast<float*>(sh.stage);  // [4*GROUPS, TOKENS]
+	barrier_sync(1, 128 * GROUPS);                     // reduce has read its sums
+#pragma unroll
+	for (int j = 0; j < UNITS; j++) {
+		for (int o = 8; o < 32; o <<= 1) squares[j] += __shfl_xor_sync(~0u, squares[j], o);
+		if (lane < 8) sums[warp * TOKENS + 8 * j + 2 * (lane & 3) + (lane >> 2)] = squares[j];
+	}
+	barrier_sync(1, 128 * GROUPS);
+	if (threadIdx.x >= TOKENS) return;
+	float sum = 0.f;
+	for (int i = 0; i < 4 * GROUPS; i++) sum += sums[i * TOKENS + threadIdx.x];
+	p.squares[blockIdx.x * TOKENS + threadIdx.x] = sum;
+}
+
 // reduce adds the sums of the cluster's CTAs and finishes this one's units.
-DEVICE void reduce(const Params& p, Shared& sh, int row, const float (&d)[TOKENS / 2]) {
+DEVICE void reduce(const Params& p, Shared& sh, int row, const float (&d)[TOKENS / 2], float (&squares)[UNITS]) {
 	const int rank = blockIdx.x % SPLIT, tid = threadIdx.x;
 	float4* sums = reinterpret_cast<float4*>(sh.stage);  // [SPLIT, SHARE, 128*GROUPS]
 	Added a[SHARE];
@@ -146,7 +203,10 @@ DEVICE void reduce(const Params& p, Shared& sh, int row, const float (&d)[TOKENS
 			const float4 part = sums[(s * SHARE + i) * 128 * GROUPS + tid];
 			v = make_float4(v.x + part.x, v.y + part.y, v.z + part.z, v.w + part.w);
 		}
-		finish(p, place(row, rank * SHARE + i), v, a[i]);
+		const float sum = finish(p, place(row, rank * SHARE + i), v, a[i]);
+#pragma unroll
+		for (int j = 0; j < UNITS; j++)
+			if (j == rank * SHARE + i) squares[j] += sum;
 	}
 }
 
@@ -156,6 +216,8 @@ DEVICE void multiply(const Params& p, Shared& sh) {
 	// ldmatrix: lanes 8q..8q+7 name the rows of matrix q. Matrices are rows 0-7 and 8-15 of the warp's 16, of 16 bytes, then of the next 16.
 	const int row = 16 * warp + (lane & 15), half = lane >> 4;
 	PDL_WAIT();
+	if (SCALES) make_scales(p, sh);
+	float squares[UNITS] = {};
 	int i = 0;  // steps done
 	for (int tile = blockIdx.x / SPLIT; tile < TILES; tile += gridDim.x / SPLIT) {
 		const int n = tile * ROWS + 16 * warp;
@@ -195,18 +257,26 @@ DEVICE void multiply(const Params& p, Shared& sh) {
 			d[4 * j + 1] *= scale;
 			d[4 * j + 2] *= scale8;
 			d[4 * j + 3] *= scale8;
+			if (SCALES) {
+				const float2 rms = *reinterpret_cast<const float2*>(sh.scale + 8 * j + 2 * (lane & 3));
+				d[4 * j] *= rms.x;
+				d[4 * j + 1] *= rms.y;
+				d[4 * j + 2] *= rms.x;
+				d[4 * j + 3] *= rms.y;
+			}
 		}
 		if constexpr (SPLIT > 1) {
-			reduce(p, sh, n, d);
+			reduce(p, sh, n, d, squares);
 			break;  // a cluster has one tile
 		} else {
 			Added a[UNITS];
 #pragma unroll
 			for (int j = 0; j < UNITS; j++) a[j] = added(p, place(n, j));
 #pragma unroll
-			for (int j = 0; j < UNITS; j++) finish(p, place(n, j), make_float4(d[4 * j], d[4 * j + 1], d[4 * j + 2], d[4 * j + 3]), a[j]);
+			for (int j = 0; j < UNITS; j++) squares[j] += finish(p, place(n, j), make_float4(d[4 * j], d[4 * j + 1], d[4 * j + 2], d[4 * j + 3]), a[j]);
 		}
 	}
+	if (EPILOGUE == RESIDUAL && p.gamma) store_squares(p, sh, squares);
 }
 #endif
 

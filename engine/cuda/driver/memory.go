@@ -77,7 +77,12 @@ func Write(dst Ptr, src []byte) error {
 	if len(src) == 0 {
 		return nil
 	}
-	return wrap("cuMemcpyHtoD", cu.MemcpyHtoD(dst, unsafe.Pointer(&src[0]), int64(len(src))))
+	if err := cu.MemcpyHtoD(dst, unsafe.Pointer(&src[0]), int64(len(src))); err != nil {
+		return wrap("cuMemcpyHtoD", err)
+	}
+	// The call returns when src has been read, which a small copy's arrival on the device may follow: streams that do not wait for the
+	// default stream would race it.
+	return wrap("cuCtxSynchronize", cu.Synchronize())
 }
 
 // Pinned is page-locked host memory that the device can read and write in place.

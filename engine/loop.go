@@ -212,7 +212,9 @@ func (l *loop) launch() bool {
 	if l.flying == 1 {
 		f.since = l.awaited
 	}
-	l.meter.launched(plan, f.step.Launched.Add(f.step.LaunchTime).Sub(began))
+	took := f.step.Launched.Add(f.step.LaunchTime).Sub(began)
+	l.pace.launched(&f.step, took)
+	l.meter.launched(plan, took)
 	return true
 }
 

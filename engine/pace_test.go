@@ -60,12 +60,20 @@ func TestStepsAreLaunchedLate(t *testing.T) {
 func TestPace(t *testing.T) {
 	var p pace
 	decode, prefill := &trace.Step{Phase: trace.Decode, Tokens: 8}, &trace.Step{Phase: trace.Prefill, Tokens: 100}
-	assert.Zero(t, p.wait(decode), "nothing is known")
+	assert.Zero(t, p.wait(decode, false), "nothing is known")
 	p.ended(decode, 12*time.Millisecond)
-	assert.Equal(t, 9*time.Millisecond, p.wait(decode))
-	assert.Zero(t, p.wait(prefill), "another kind of step")
-	assert.Zero(t, p.wait(&trace.Step{Phase: trace.Decode, Tokens: 6}), "a smaller step, which may end sooner")
-	assert.NotZero(t, p.wait(&trace.Step{Phase: trace.Decode, Tokens: 9}))
+	assert.Equal(t, 9*time.Millisecond, p.wait(decode, false))
+	assert.Zero(t, p.wait(prefill, false), "another kind of step")
+	assert.Zero(t, p.wait(&trace.Step{Phase: trace.Decode, Tokens: 6}, false), "a smaller step, which may end sooner")
+	assert.NotZero(t, p.wait(&trace.Step{Phase: trace.Decode, Tokens: 9}, false))
+	p.launched(prefill, 4*time.Millisecond)
+	assert.Equal(t, 9*time.Millisecond, p.wait(decode, false))
+	assert.Equal(t, 5*time.Millisecond, p.wait(decode, true), "the launch of prompts takes its time")
+	for range 100 {
+		p.launched(&trace.Step{Phase: trace.Mixed}, 2*time.Millisecond)
+		p.launched(prefill, time.Millisecond)
+	}
+	assert.Equal(t, 7*time.Millisecond, p.wait(decode, true), "a long launch is forgotten")
 	p.ended(decode, 2*time.Millisecond)
-	assert.Zero(t, p.wait(decode), "too short to gain anything")
+	assert.Zero(t, p.wait(decode, false), "too short to gain anything")
 }

@@ -241,13 +241,13 @@ func (b *Backend) plannerFor(st stepShape) *planner {
 	return b.copied
 }
 
-// worthGraph tells whether a padded step is to be a graph: every decode step is, and one with prompts if it is small and comes a second
-// time.
+// worthGraph tells whether a padded step is to be a graph: every decode step is, and one of prompts alone if it is small and comes a second
+// time. One of both seldom comes again, with the same number of decode rows and of tokens.
 func (b *Backend) worthGraph(st stepShape) bool {
 	if st.decodeOnly() || b.graphs[st] != nil {
 		return true
 	}
-	if st.tokens > promptGraphTokens || b.promptGraphs == maxPromptGraphs {
+	if st.decode > 0 || st.tokens > promptGraphTokens || b.promptGraphs == maxPromptGraphs {
 		return false
 	}
 	if len(b.seen) > 16*maxPromptGraphs {

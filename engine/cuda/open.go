@@ -21,7 +21,7 @@ import (
 
 // Defaults of backend.Options.
 const (
-	defaultMaxRows     = 256
+	defaultMaxRows     = 512
 	defaultMaxTokens   = 8192
 	defaultPageSize    = 64
 	defaultMemFraction = 0.88
@@ -262,12 +262,23 @@ func (b *Backend) open(cfg *model.Config, w *weights.Store, o backend.Options, s
 	s.MoE.info(&b.info, s)
 	b.slots = make([]slot, s.MaxRows)
 	b.checker = backend.NewChecker(b.info)
-	if !b.noGraph {
-		if _, err := b.graph(b.padded(stepShape{rows: 1, decode: 1, tokens: 1, samples: 1})); err != nil {
+	if err := b.decodeGraphs(); err != nil {
+		return err
+	}
+	b.openTime = time.Since(began)
+	return nil
+}
+
+// decodeGraphs captures the graph of every number of decode rows: the first step of a kind would else be late by tens of milliseconds.
+func (b *Backend) decodeGraphs() error {
+	for _, n := range buckets {
+		if n > b.shape.MaxRows || b.noGraph {
+			break
+		}
+		if _, err := b.graph(b.padded(stepShape{rows: n, decode: n, tokens: n, samples: n})); err != nil {
 			return err
 		}
 	}
-	b.openTime = time.Since(began)
 	return nil
 }
 

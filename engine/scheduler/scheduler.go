@@ -133,6 +133,11 @@ func (s *Scheduler) NumWaiting() int { return len(s.waiting) }
 // NumRunning counts requests with a slot, those that have ended but are in a planned step included.
 func (s *Scheduler) NumRunning() int { return len(s.running) }
 
+// HasPrompts tells that some request has prompt tokens left to compute.
+func (s *Scheduler) HasPrompts() bool {
+	return len(s.waiting) > 0 || slices.ContainsFunc(s.running, func(r *Request) bool { return r.state == running && !r.sampled })
+}
+
 // InFlight counts steps planned and not committed.
 func (s *Scheduler) InFlight() int { return s.inFlight }
 

@@ -30,6 +30,7 @@ type settings struct {
 	inputLen        list[int]
 	outputLen       list[int]
 	promptFile      string
+	ownWords        int
 	correctnessTest bool
 	cutLen          int
 	logDecodeStep   int
@@ -116,6 +117,7 @@ func (s *settings) table() []engine.Option {
 		{Name: "input-len", Value: &s.inputLen, Help: "OneBatch: prompt tokens; several values sweep"},
 		{Name: "output-len", Value: &s.outputLen, Help: "OneBatch: tokens to generate; several values sweep"},
 		{Name: "prompt-filename", Value: &s.promptFile, Help: "OneBatch: file of prompts, one a line, in place of random token ids"},
+		{Name: "own-words", Value: &s.ownWords, Help: "OneBatch: prompts are the end of what the model says to its random ones in so many tokens: text that repeats itself, for speculation"},
 		{Name: "correctness-test", Value: &s.correctnessTest, Help: "OneBatch: check that chunks, batch mates and the prefix cache change no token, and time nothing"},
 		{Name: "cut-len", Value: &s.cutLen, Help: "correctness test: tokens of a prompt's first chunk"},
 		{Name: "log-decode-step", Value: &s.logDecodeStep, Help: "OneBatch: tell the time of every n-th decode step; 0 tells none"},
@@ -267,7 +269,7 @@ func (s *settings) check() error {
 		atLeast("batch-size", s.batchSize.values, 1), atLeast("input-len", s.inputLen.values, 1), atLeast("output-len", s.outputLen.values, 1),
 		atLeast("num-prompts", []int{s.numPrompts}, 1), atLeast("cut-len", []int{s.cutLen}, 1), atLeast("num-turns", []int{s.data.NumTurns}, 1),
 		atLeast("max-concurrency", v.maxConcurrency.values, 0), atLeast("allow-failures", []int{v.allowFailures}, 0),
-		atLeast("warmup-requests", []int{v.warmupRequests}, 0), atLeast("log-decode-step", []int{s.logDecodeStep}, 0),
+		atLeast("warmup-requests", []int{v.warmupRequests}, 0), atLeast("log-decode-step", []int{s.logDecodeStep}, 0), atLeast("own-words", []int{s.ownWords}, 0),
 	)
 	for _, rate := range v.requestRate.values {
 		if !(rate > 0) {

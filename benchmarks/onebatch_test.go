@@ -90,8 +90,15 @@ func (c *oneBatch) bench(b *testing.B) {
 	if set.given["chunked-prefill-size"] {
 		name += fmt.Sprintf("/chunk=%d", set.engine.ChunkedPrefillSize)
 	}
-	name += specName(c.engine.Options())
 	c.prompts = makePrompts(c.source, c.batch, c.in, c.engine.Info().VocabSize, uint64(set.datasetSeed))
+	if set.ownWords > 0 {
+		name += fmt.Sprintf("/own=%d", set.ownWords)
+		var err error
+		if c.prompts, err = c.ownWords(set.ownWords); err != nil {
+			b.Fatal(err)
+		}
+	}
+	name += specName(c.engine.Options())
 	c.taken, c.cards, c.card = map[string]int{}, map[*engine.StaticRun]cardRun{}, newCardMeter(c.engine.Info().Name == "cuda")
 	c.leaf(b, name, "prefill", c.prefillFigures)
 	if c.out > 1 {

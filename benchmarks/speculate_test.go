@@ -2,7 +2,9 @@ package benchmarks
 
 import (
 	"context"
+	"errors"
 	"fmt"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -56,7 +58,7 @@ type generation struct {
 }
 
 // generate runs the batch's prompts as requests, greedily, whatever the end-of-sequence token.
-func (c *oneBatch) generate() (*generation, error) {
+func (c *oneBatch) generate(tokens int) (*generation, error) {
 	if err := c.engine.FlushCache(); err != nil {
 		return nil, err
 	}
@@ -65,19 +67,19 @@ func (c *oneBatch) generate() (*generation, error) {
 	var running sync.WaitGroup
 	for i := range c.batch {
 		running.Go(func() {
-			r := engine.Request{InputIDs: c.prompts[i], Sampling: engine.DefaultSampling(c.out)}
+			r := engine.Request{InputIDs: c.prompts[i], Sampling: engine.DefaultSampling(tokens)}
 			r.Sampling.IgnoreEOS = true
 			outs[i], errs[i] = c.engine.Generate(context.Background(), r)
 		})
 	}
 	running.Wait()
+	if err := errors.Join(errs...); err != nil {
+		return nil, err
+	}
 	var first, last time.Time
 	for i, out := range outs {
-		if errs[i] != nil {
-			return nil, errs[i]
-		}
-		if len(out.TokenIDs) != c.out {
-			return nil, fmt.Errorf("row %d has %d tokens, want %d", i, len(out.TokenIDs), c.out)
+		if len(out.TokenIDs) != tokens {
+			return nil, fmt.Errorf("row %d has %d tokens, want %d", i, len(out.TokenIDs), tokens)
 		}
 		g.tokens[i] = out.TokenIDs
 		if out.FirstToken.After(first) {
@@ -91,6 +93,21 @@ func (c *oneBatch) generate() (*generation, error) {
 	return g, nil
 }
 
+// ownWords gives prompts of the batch's length that are the last of what the model says to its own in so many tokens. Greedy decoding falls
+// into repeating itself sooner or later, with weights from a seed too.
+func (c *oneBatch) ownWords(tokens int) ([][]int32, error) {
+	g, err := c.generate(tokens)
+	if err != nil {
+		return nil, err
+	}
+	prompts := make([][]int32, c.batch)
+	for i := range prompts {
+		all := slices.Concat(c.prompts[i], g.tokens[i])
+		prompts[i] = all[len(all)-c.in:]
+	}
+	return prompts, nil
+}
+
 // speculate times the batch as requests with guesses, and beside it the static batch with nothing but decode steps, one launched ahead
 // of the other: what speculation brings is the ratio of their rates, and the tokens should be the same.
 func (c *oneBatch) speculate(b *testing.B, name string) {
@@ -100,12 +117,12 @@ func (c *oneBatch) speculate(b *testing.B, name string) {
 		runs := 0.0
 		for b.Loop() {
 			if runs == 0 && !set.skipWarmup {
-				if _, err := c.generate(); err != nil { // costs are learnt, graphs are made
+				if _, err := c.generate(c.out); err != nil { // costs are learnt, graphs are made
 					b.Fatal(err)
 				}
 			}
 			before := c.engine.Stats()
-			g, err := c.generate()
+			g, err := c.generate(c.out)
 			if err != nil {
 				b.Fatal(err)
 			}

@@ -82,22 +82,23 @@ func playDrafts(t *testing.T, b *Backend, slot int, prompt, tokens []int32, n in
 func BenchmarkVerify(b *testing.B) {
 	for _, name := range []string{"llama-8b", "llama-1b"} {
 		for _, verify := range []int{0, 48} {
-			cfg := benchModels()[name]
-			be := openTest(b, cfg, weights.NewDummy(cfg), backend.Options{MaxRows: 48, MaxTokens: 2048, MaxContext: 8192, MaxVerify: verify, MemFraction: 0.6}, settings{})
-			for in, most := range map[int][]int{512: {0, 1, 3, 5, 7, 11, 15}, 4096: {0, 7, 15}} {
-				base := time.Duration(0)
-				for _, drafts := range most {
-					if verify == 0 && drafts > 0 {
-						break
+			b.Run(fmt.Sprintf("model=%s/verify=%d", name, verify), func(b *testing.B) {
+				cfg := benchModels()[name]
+				be := openTest(b, cfg, weights.NewDummy(cfg), backend.Options{MaxRows: 48, MaxTokens: 8192, MaxContext: 8192, MaxVerify: verify, MemFraction: 0.6}, settings{})
+				for _, in := range []int{512, 4096} {
+					base := time.Duration(0)
+					for _, drafts := range []int{0, 1, 3, 5, 7, 11, 15} {
+						if verify == 0 && drafts > 0 {
+							break
+						}
+						took := verifyStep(b, be, in, drafts)
+						if drafts == 0 {
+							base = took
+						}
+						fmt.Printf("verify %s in=%d max-verify=%d drafts=%d: step %v = %.3f of a plain one\n", name, in, verify, drafts, took, float64(took)/float64(base))
 					}
-					took := verifyStep(b, be, in, drafts)
-					if drafts == 0 {
-						base = took
-					}
-					fmt.Printf("verify %s in=%d max-verify=%d drafts=%d: step %v = %.3f of a plain one\n", name, in, verify, drafts, took, float64(took)/float64(base))
 				}
-			}
-			require.NoError(b, be.Close())
+			})
 		}
 	}
 }

@@ -15,26 +15,20 @@ import (
 
 const (
 	gemmTokens     = 128 // the most tokens it takes
-	gemmPays       = 16 // the most tokens for which it beats cuBLASLt: docs/perf-log.md
+	gemmPays       = 128 // the most tokens for which it beats cuBLASLt: docs/perf-log.md
 	gemmStep       = 64  // columns of a stage
 	gemmThreads    = 320
 	gemmStageBytes = 208 << 10 // of shared memory
 )
 
-// gemmAhead is how much of the next product's weight each CTA pulls into L2 when it has nothing left to load for itself, bytes.
-var gemmAhead = 128 << 10
-
 // gemmParams mirrors Params of gemm_sm90.cu.
 type gemmParams struct {
-	W, X, Next                                       driver.TensorMap
+	W, X                                             driver.TensorMap
 	Bias, Y, Logits, Slot, Position, SlotParam, Best ptr
 	Gamma, Scaled, Squares, RMSOf                    ptr
 	Tokens, Parts                                    int32
-	Ahead                                            gemmAheadParams
-	_                                                [3]int32
+	_                                                [8]int32
 }
-
-type gemmAheadParams struct{ Rows, Split, Steps, CTAs, Most int32 }
 
 // gemmTile is how gemm_sm90 cuts a product: rows of W of a tile, CTAs that share a tile's K (a cluster), the tokens it has room for, stages.
 type gemmTile struct{ rows, split, tokens, stages int }
@@ -113,7 +107,7 @@ func (t gemmTile) sums(l linear) int {
 // cost estimates the product's time in nanoseconds on an H100: memory's share is the same for all tiles, so what counts is what one CTA
 // pulls from L2, where that is slower, and the exchange between CTAs.
 func (t gemmTile) cost(l linear, d device) float64 {
-	const memory, l2, exchange = 3100, 40, 40 // bytes/ns: the device's, an SM's, between SMs
+	const memory, l2, exchange = 3100, 45, 40 // bytes/ns: the device's, an SM's, between SMs
 	rounds := 1
 	if t.split == 1 {
 		rounds = ceilDiv(ceilDiv(l.n, t.rows), d.SMs)
@@ -123,7 +117,7 @@ func (t gemmTile) cost(l linear, d device) float64 {
 	all := float64(l.n*l.k*bf16Bytes) / memory
 	tail := 0.
 	if t.split > 1 {
-		tail = 1000 + float64(t.sums(l))/exchange
+		tail = 1500 + float64(t.sums(l))/exchange
 	}
 	return max(cta, all) + cta/20 + tail
 }
@@ -148,20 +142,13 @@ func (l linear) call90(d device, t gemmTile, w, x ptr, p gemmParams) *gemmCall {
 	return &gemmCall{linear: l, tile: t, device: d, params: p}
 }
 
-// before has the call pull the first tiles of next's weight into L2 when it has asked for the last of its own.
-func (c *gemmCall) before(next *gemmCall) {
-	c.params.Next = next.params.W
-	c.params.Ahead = gemmAheadParams{Rows: int32(next.tile.rows), Split: int32(next.tile.split), Steps: int32(ceilDiv(next.k, gemmStep)), CTAs: int32(next.tile.ctas(next.linear, c.device)),
-		Most: int32(gemmAhead / (next.tile.rows * gemmStep * bf16Bytes))}
-}
-
 // norms takes the RMSNorm between c, whose outputs it is of, and next into both: next's x is c's outputs times gamma, in scaled.
 func (c *gemmCall) norms(next *gemmCall, scaled, squares ptr) {
 	c.params.Gamma, c.params.Scaled, c.params.Squares = next.gamma, scaled, squares
 	next.params.RMSOf, next.params.Parts = squares, int32(c.tile.ctas(c.linear, c.device))
 }
 
-// linkGEMMs makes kernels of the calls of gemm_sm90: each loads the next one's weight ahead, and a norm between two of them is no kernel.
+// linkGEMMs makes kernels of the calls of gemm_sm90; a norm between two of them is none.
 func (p *planner) linkGEMMs(nodes []node) []node {
 	out := make([]node, 0, len(nodes))
 	for i := 0; i < len(nodes); i++ {
@@ -174,17 +161,11 @@ func (p *planner) linkGEMMs(nodes []node) []node {
 			i++
 		}
 	}
-	var next *gemmCall
-	for i := len(out) - 1; i >= 0; i-- {
-		n := &out[i]
-		if n.own == nil {
-			continue
+	for i := range out {
+		if out[i].own != nil {
+			o := out[i].own.op()
+			out[i].op = &o
 		}
-		if next != nil {
-			n.own.before(next)
-		}
-		o := n.own.op()
-		n.op, next = &o, n.own
 	}
 	return out
 }
@@ -195,7 +176,7 @@ func gemmSquaresBytes(d device) int64 { return int64(d.SMs) * gemmTokens * 4 }
 
 func (c *gemmCall) op() op {
 	l, t := c.linear, c.tile
-	smem := t.stages*((t.rows+t.tokens)*gemmStep*bf16Bytes+16) + 64*(8+4) + t.tokens*4
+	smem := t.stages*((t.rows+t.tokens)*gemmStep*bf16Bytes+16) + 64*(8+4) + max(t.tokens, 64)*4 + 16
 	cluster := 0
 	if t.split > 1 {
 		cluster = t.split

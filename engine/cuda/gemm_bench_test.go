@@ -66,26 +66,17 @@ func BenchmarkGEMMTiles(b *testing.B) {
 					if counts[t.split] > 1 && (t.split != tiles[0].split || counts[t.split] > 2) || t.cost(l, r.device) > 1.5*tiles[0].cost(l, r.device) || l.n == s.Vocab && i > 1 {
 						continue
 					}
-					for _, ahead := range []bool{false, true} {
-						if i > 0 && ahead {
-							continue
-						}
-						var chain []node
-						for i := copies - 1; i >= 0; i-- {
-							c := l.call90(r.device, t, at(i), x, gemmParams{Y: y, Slot: slots, Position: slots, SlotParam: params, Best: y})
-							if ahead && len(chain) > 0 {
-								c.before(chain[0].own)
-							}
-							o := c.op()
-							chain = slices.Insert(chain, 0, node{own: c, op: &o})
-						}
-						label := fmt.Sprintf("rows=%d split=%d stages=%d ctas=%d ahead=%v", t.rows, t.split, t.stages, t.ctas(l, r.device), ahead)
-						if i == 0 {
-							label += " chosen"
-						}
-						variants = append(variants, variant{label, l, chain})
-						all = append(all, *chain[0].op)
+					var chain []node
+					for i := range copies {
+						o := l.call90(r.device, t, at(i), x, gemmParams{Y: y, Slot: slots, Position: slots, SlotParam: params, Best: y}).op()
+						chain = append(chain, node{op: &o})
 					}
+					label := fmt.Sprintf("rows=%d split=%d stages=%d ctas=%d", t.rows, t.split, t.stages, t.ctas(l, r.device))
+					if i == 0 {
+						label += " chosen"
+					}
+					variants = append(variants, variant{label, l, chain})
+					all = append(all, *chain[0].op)
 				}
 			}
 		}
@@ -138,47 +129,35 @@ func (r *rig) timeGraph(b *testing.B, g *driver.Graph, n int) float64 {
 	return times[len(times)/2]
 }
 
-// BenchmarkDecodeBatches times decode steps of the batches that gemm_sm90 takes, with it and with cuBLASLt, on the same card, and with
-// different amounts of the next weight loaded ahead.
+// BenchmarkDecodeBatches times decode steps of the batches that gemm_sm90 takes, with it and with cuBLASLt, on the same card.
 //
 //	go test -tags cuda ./engine/cuda -run '^$' -bench DecodeBatches -benchtime 1x
 func BenchmarkDecodeBatches(b *testing.B) {
-	usual := gemmAhead
-	defer func() { gemmAhead = usual }()
 	for _, name := range []string{"llama-8b", "llama-1b"} {
 		cfg := benchModels()[name]
 		for _, blas := range []bool{false, true} {
 			be, err := openWith(cfg, weights.NewDummy(cfg), backend.Options{MaxRows: 128, MaxTokens: 2048, MaxContext: 4096, MemFraction: 0.85}, settings{blasOnly: blas})
 			require.NoError(b, err)
-			for _, rows := range []int{32, 64, 128} {
-				const in, steps = 512, 30
-				decode, _ := staticBatch(b, be, rows, in, 5*steps)
-				ahead := []int{usual}
-				if !blas && (rows == 32 || rows == 128) {
-					ahead = []int{usual, 0, usual / 2, 2 * usual}
-				}
-				for _, gemmAhead = range ahead {
-					clear(be.graphs)
-					var times []time.Duration
-					var out backend.Result
-					first := decode.Rows[0].Position
-					for range steps {
-						began := time.Now()
-						id, err := be.Launch(&decode)
-						require.NoError(b, err)
-						require.NoError(b, be.Wait(id, &out))
-						times = append(times, time.Since(began))
-						for i := range decode.Rows {
-							decode.Rows[i].Position++
-						}
+			for _, rows := range []int{32, 48, 64, 96, 128} {
+				const in, steps = 512, 50
+				decode, _ := staticBatch(b, be, rows, in, steps)
+				var times []time.Duration
+				var out backend.Result
+				for range steps {
+					began := time.Now()
+					id, err := be.Launch(&decode)
+					require.NoError(b, err)
+					require.NoError(b, be.Wait(id, &out))
+					times = append(times, time.Since(began))
+					for i := range decode.Rows {
+						require.False(b, out.Rows[i].NonFinite)
+						decode.Rows[i].Position++
 					}
-					info := be.Info()
-					took := median(times[5:])
-					floor := (float64(info.WeightBytes) + float64(rows)*float64(first+steps/2)*float64(info.KVBytesPerToken)) / *info.ReadBandwidth * 1e9
-					fmt.Printf("decode %s batch=%d in=%d cuBLASLt=%v ahead=%dKB: step %v, floor %v = %.3f of it\n", name, rows, in, blas, gemmAhead>>10, took,
-						time.Duration(floor), floor/float64(took))
 				}
-				gemmAhead = usual
+				info := be.Info()
+				took := median(times[5:])
+				floor := (float64(info.WeightBytes) + float64(rows)*(in+steps/2)*float64(info.KVBytesPerToken)) / *info.ReadBandwidth * 1e9
+				fmt.Printf("decode %s batch=%d in=%d cuBLASLt=%v: step %v, floor %v = %.3f of it\n", name, rows, in, blas, took, time.Duration(floor), floor/float64(took))
 			}
 			require.NoError(b, be.Close())
 		}

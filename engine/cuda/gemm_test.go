@@ -30,6 +30,7 @@ func TestGEMM(t *testing.T) {
 		{"residual", 65, 576, 1536, 0, 0}, {"residual", 128, 384, 4096, 0, 0}, {"residual", 20, 4104, 328, 160, 4}, {"residual", 90, 1000, 648, 144, 4}, {"residual", 47, 1000, 648, 96, 2},
 		{"residual", 31, 264, 200, 64, 4}, {"residual", 111, 6144, 200, 32, 1}, {"swiglu", 20, 3072, 576, 0, 0}, {"swiglu", 96, 1024, 512, 0, 0}, {"swiglu", 128, 2048, 256, 80, 2}, {"swiglu", 40, 2048, 264, 96, 4},
 		{"swiglu", 24, 8192, 264, 32, 1}, {"swiglu", 127, 10240, 72, 256, 1}, {"logits", 31, 20480, 128, 0, 0}, {"logits", 100, 832, 320, 0, 0}, {"logits", 128, 17408, 64, 112, 1},
+		{"store", 32, 448, 4096, 224, 4}, {"swiglu", 32, 448, 1024, 224, 1}, {"store", 40, 4256, 1024, 32, 1},
 	}
 	cut := func(c product, d device) (linear, gemmTile) {
 		l := linear{name: "gemm", m: c.m, n: c.n, k: c.k, end: ends[c.end]}
@@ -69,9 +70,7 @@ func TestGEMM(t *testing.T) {
 					params.Bias = r.putBF16(before)
 				}
 			}
-			call := l.call90(r.device, tile, r.putBF16(p.w), r.putBF16(p.x), params)
-			call.before(call) // loading ahead changes nothing
-			o := call.op()
+			o := l.call90(r.device, tile, r.putBF16(p.w), r.putBF16(p.x), params).op()
 			r.run(o)
 			exact, plain := p.finish(end, before)
 			var got []float32
@@ -151,12 +150,20 @@ func TestGEMMNorm(t *testing.T) {
 // TestGEMMHead holds the tokens that the head chooses in its epilogue, greedy and drawn, against its own logits.
 func TestGEMMHead(t *testing.T) {
 	s := testShapes()["llama-8b"]
-	s.Vocab, s.Hidden = 3003*8, 576
+	s.Vocab, s.Hidden = 3003*8, 200
 	r := newRig(t, s)
 	if r.device.SM != 90 {
 		t.Skipf("%s has no warpgroup matrix units of sm_90a", r.device.Name)
 	}
-	for _, m := range []int{17, 40, 128} {
+	rows := []int{17, 40, 128}
+	var ops []op
+	for _, m := range rows {
+		for _, full := range []bool{false, true} {
+			ops = append(ops, gemmHead(r.device, s, &buffers{}, m, full).op())
+		}
+	}
+	r.prepare(ops...)
+	for _, m := range rows {
 		p := newProduct(r, m, s.Vocab, s.Hidden, false)
 		slots, positions, params := make([]int32, m), make([]int32, m), make([]slotParams, s.MaxRows)
 		for i := range m {

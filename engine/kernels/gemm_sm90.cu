@@ -8,11 +8,10 @@
 // into rows of D that nobody looks at.
 // Bytes: 2NK + 2M(K+N), and x again for each tile, from L2; FLOPs 2MNK. Bound by memory up to about 128 tokens.
 //
-// What decides its speed is how little of the time memory idles between kernels: W for all stages is asked for before the wait on the
-// previous kernel, and when its own last load has left, a CTA pulls what its successor will ask for first into L2. Sums of
-// SPLIT CTAs meet in the shared memory of the cluster, each CTA finishing a part of the columns, in the order of K: the same bits always.
-// Tried before: equal runs of (tiles x steps) for every SM ("stream-K"), sums through L2: the tail of each kernel was longer than
-// what balance gained (docs/perf-log.md).
+// W for all stages is asked for before the wait on the previous kernel. Sums of SPLIT CTAs meet in the shared memory of the cluster, each
+// CTA finishing a part of the columns, in the order of K: the same bits always.
+// Tried before (docs/perf-log.md): equal runs of (tiles x steps) for every SM ("stream-K"), sums through L2: the tail of each kernel was
+// longer than what balance gained. A CTA that pulls its successor's first tiles into L2 when its own last load has left: 8 % slower.
 #include "linear.cuh"
 #include "wgmma.cuh"
 
@@ -35,15 +34,8 @@ static_assert(COLUMNS % 16 == 0, "a warpgroup multiplies 16 rows of W at least, 
 
 struct alignas(128) TensorMap { u64 words[16]; };
 
-// Ahead is the next product's weight, as its CTAs will ask for it.
-struct Ahead {
-	i32 rows, split, steps;  // as ROWS, SPLIT, STEPS
-	i32 ctas;                // 0: nothing to load ahead
-	i32 most;                // steps to load for each CTA
-};
-
 struct Params {
-	TensorMap w, x, next;  // boxes of ROWS, TOKENS and next_rows rows x 64 columns
+	TensorMap w, x;        // boxes of ROWS and TOKENS rows x 64 columns
 	const bf16* bias;      // [N], STORE_BIAS
 	bf16* y;
 	float* logits;         // [M, N], HEAD_LOGITS
@@ -59,8 +51,7 @@ struct Params {
 	const float* rms_of;   // SCALES: the first product's squares, or null: x is normed
 	i32 tokens;            // M
 	i32 parts;             // CTAs of the first product
-	Ahead ahead;
-	i32 pad[3];
+	i32 pad[8];
 };
 
 struct Stage { bf16 x[TOKENS][STEP], w[ROWS][STEP]; };
@@ -69,7 +60,7 @@ struct Shared {
 	u64 full[STAGES], empty[STAGES];
 	Candidate best[64];   // the second warpgroup's, HEAD_FAST
 	float squares[64];    // the second warpgroup's, RESIDUAL
-	float scale[TOKENS];  // SCALES
+	float scale[max_of(TOKENS, 64)];  // SCALES; a warpgroup reads 64
 };
 static_assert(SPLIT == 1 || (size_t)SPLIT * SHARE * BLOCKS * 256 * 16 <= sizeof(Stage) * STAGES, "sums do not fit the stages");
 
@@ -86,15 +77,6 @@ struct Walk {
 	DEVICE bool more() const { return tile < TILES; }
 };
 
-DEVICE void load_ahead(const Params& p) {
-	const Ahead& a = p.ahead;
-	const int cta = blockIdx.x;
-	if (cta >= a.ctas) return;
-	const u64 keep = policy_evict_last();
-	const int begin = a.steps * (cta % a.split) / a.split, end = min(begin + a.most, a.steps * (cta % a.split + 1) / a.split);
-	for (int i = begin; i < end; i++) tensor_prefetch(&p.next, i * STEP, cta / a.split * a.rows, keep);
-}
-
 DEVICE void copy(const Params& p, Shared& sh) {
 	const u64 keep = policy_evict_last(), once = policy_evict_first();
 	Walk w, x;
@@ -110,8 +92,6 @@ DEVICE void copy(const Params& p, Shared& sh) {
 		x.next();
 	};
 	for (int s = 0; s < STAGES && w.more(); s++) load_w(s);
-	const bool all = !w.more();  // nothing else to ask for while the previous kernel ends
-	if (all) load_ahead(p);
 	PDL_WAIT();
 	for (int s = 0; s < STAGES && x.more(); s++) load_x(s);
 	u32 round = 0;
@@ -121,7 +101,6 @@ DEVICE void copy(const Params& p, Shared& sh) {
 		load_x(s);
 		if (++s == STAGES) s = 0, round++;
 	}
-	if (!all) load_ahead(p);
 }
 
 // scales makes 1 / rms of every token, in one warp, while the others multiply.
@@ -228,7 +207,8 @@ DEVICE void reduce(const Params& p, Shared& sh, int m, int n, const float (&d)[C
 #pragma unroll
 			for (int u = first_unit(r); u < first_unit(r + 1); u++)
 #pragma unroll
-				for (int b = 0; b < BLOCKS; b++) st_cluster16(to + ((u - first_unit(r)) * BLOCKS + b) * 256 * 16, four(d + 4 * (u * BLOCKS + b)));
+				for (int b = 0; b < BLOCKS; b++)
+					st_cluster16(to + ((u - first_unit(r)) * BLOCKS + b) * 256 * 16, four(d + 4 * (u * BLOCKS + b)));
 		}
 	}
 	cluster_sync();

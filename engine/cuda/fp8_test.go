@@ -518,20 +518,22 @@ func BenchmarkFP8(b *testing.B) {
 		clear(be.seen)
 		clear(be.eager)
 	}
-	for _, rows := range []int{32, 64} { // in turn on the same card
+	both := func(rows int) { // in turn on the same card
 		decodeCase(b, be, "8b-fp8 gemm_fp8", rows, 512)
 		blasOnly(true)
 		decodeCase(b, be, "8b-fp8 cuBLASLt", rows, 512)
 		blasOnly(false)
 	}
+	both(32)
 	for _, c := range []struct{ rows, in int }{{32, 512}, {1, 2048}} {
 		var times []time.Duration
-		for range 5 {
+		for range 3 {
 			times = append(times, prefill(b, be, c.rows, c.in))
 		}
 		fmt.Printf("prefill 8b-fp8 %d x %d: %v, %.0f tok/s\n", c.rows, c.in, median(times), float64(c.rows*c.in)/median(times).Seconds())
 	}
 	fp8Products(b, be)
+	both(64)
 	for _, rows := range []int{8, 16} {
 		decodeCase(b, be, "8b-fp8", rows, 512)
 	}

@@ -28,7 +28,7 @@ trace-viewer: $(VIEWER)/index.html ## open TRACE in chrome://tracing's and Perfe
 	  $(GO) test -count=1 -v -run Browser ./profiling/chrometrace
 
 timeline: ## on a GPU: each operation and layer of a decode step by the kernels' own time stamps, no profiler
-	@$(GO) test -tags cuda ./engine/cuda -run '^$$' -bench Timeline -benchtime 1x
+	@$(GO) test -tags cuda ./engine/cuda -run '^$$' -bench '^BenchmarkTimeline$$' -benchtime 1x
 
 # What the hooks cost while they are off: the same benchmarks with them and built without, in turn. Small differences need many runs on a
 # quiet machine; HOOKS_FLAGS are the benchmark's, RUNS are a side's. On a device that takes no time the host's own step is left, where a

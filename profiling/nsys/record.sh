@@ -6,7 +6,7 @@
 # Whatever stands before -- goes to nsys after our own arguments, so that it wins over them: --delay=60 --duration=70.
 # Environment: NSYS (the program, default nsys), OUT (report, default .cache/nsys/NAME), MODEL (--model-path), STEPS (record only the
 # steps that the program itself chooses: its --profile pass, or the server's /start_profile with activity CUDA_PROFILER), BIN (a program
-# that is built already).
+# that is built already), SESSION (its name, default one-batch or server).
 set -eu
 nsys=${NSYS:-nsys}
 go=${GO:-go}
@@ -72,5 +72,5 @@ done
 [ -z "${STEPS:-}" ] || set -- --capture-range=cudaProfilerApi --capture-range-end=stop "$@"
 export TOKAMAK_NVTX=${TOKAMAK_NVTX:-1}
 # The session has a name, so that `record.sh stop` finds it.
-set -- --session-new="$what" --trace=cuda,nvtx,osrt --trace-fork-before-exec=true --cuda-graph-trace=node --output="$out" --force-overwrite=true "$@"
+set -- --session-new="${SESSION:-$what}" --trace=cuda,nvtx,osrt --trace-fork-before-exec=true --cuda-graph-trace=node --output="$out" --force-overwrite=true "$@"
 exec "$nsys" profile "$@"

@@ -4,7 +4,10 @@ package main
 
 import (
 	"bytes"
+	"compress/gzip"
+	"compress/zlib"
 	"fmt"
+	"io"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -137,6 +140,64 @@ func ended(pid int) bool {
 	return err != nil || bytes.HasPrefix(rest, []byte("Z"))
 }
 
+// recorded is all that nsys wrote, with what is packed in it unpacked: a report, or where there is no importer its raw form. KEEP names a folder
+// to keep them in.
+func recorded(t *testing.T, nsys, dir string) []byte {
+	written, err := filepath.Glob(filepath.Join(dir, "server.*"))
+	require.NoError(t, err)
+	keep := func(path string, text []byte) {
+		if dir := os.Getenv("KEEP"); dir != "" {
+			assert.NoError(t, os.WriteFile(filepath.Join(dir, filepath.Base(t.Name())+"-"+filepath.Base(path)), text, 0o644))
+		}
+	}
+	for _, path := range written {
+		if text, err := os.ReadFile(path); assert.NoError(t, err) {
+			keep(path, text)
+		}
+	}
+	if importers, _ := filepath.Glob(filepath.Join(filepath.Dir(nsys), "../linux-desktop-*/QdstrmImporter")); len(importers) > 0 && len(written) == 1 && filepath.Ext(written[0]) == ".qdstrm" {
+		report := filepath.Join(dir, "server.nsys-rep")
+		out, err := exec.Command("timeout", "10", importers[0], "-i", written[0], "-o", report).CombinedOutput()
+		t.Logf("import: %v\n%s", err, out)
+		written = append(written, report)
+	}
+	var whole []byte
+	for _, path := range written {
+		text, err := os.ReadFile(path)
+		if err != nil {
+			t.Log(err)
+			continue
+		}
+		t.Logf("%s: %d bytes, begins with %q", filepath.Base(path), len(text), text[:min(16, len(text))])
+		keep(path, text)
+		whole = append(append(whole, text...), unpacked(text)...)
+	}
+	return whole
+}
+
+// unpacked is what the zlib and gzip streams within text hold.
+func unpacked(text []byte) (all []byte) {
+	for at := range text {
+		var in io.Reader
+		var err error
+		switch rest := text[at:]; {
+		case len(rest) > 2 && rest[0] == 0x78 && (int(rest[0])<<8|int(rest[1]))%31 == 0:
+			in, err = zlib.NewReader(bytes.NewReader(rest))
+		case bytes.HasPrefix(rest, []byte{0x1f, 0x8b, 8}):
+			in, err = gzip.NewReader(bytes.NewReader(rest))
+		default:
+			continue
+		}
+		if err != nil {
+			continue
+		}
+		if piece, _ := io.ReadAll(io.LimitReader(in, 64<<20)); len(piece) > 64 {
+			all = append(all, piece...)
+		}
+	}
+	return all
+}
+
 // TestServerUnderNsys records a live server with the real Nsight Systems, as `make nsys-server` does: what it writes has our ranges and
 // kernels. Meanwhile CUPTI is taken, which the server says when it is asked for a profile of its own, and goes on.
 func TestServerUnderNsys(t *testing.T) {
@@ -150,9 +211,10 @@ func TestServerUnderNsys(t *testing.T) {
 	ranges, kernels := []string{"decode step", "layer 7", "gemv_qkv", "schedule"}, []string{"attn_decode", "sample_fast"}
 	for _, on := range []string{"1", "0"} {
 		t.Run("nvtx="+on, func(t *testing.T) {
+			t.Parallel()
 			dir := t.TempDir()
 			cmd := exec.Command("sh", append([]string{script, "server", "--sample=none", "--cpuctxsw=none", "--"}, args...)...)
-			cmd.Env = append(os.Environ(), asCommand+"=1", "NSYS="+nsys, "BIN="+program, "OUT="+filepath.Join(dir, "server"), "MODEL=", "STEPS=", "TOKAMAK_NVTX="+on,
+			cmd.Env = append(os.Environ(), asCommand+"=1", "NSYS="+nsys, "BIN="+program, "OUT="+filepath.Join(dir, "server"), "MODEL=", "STEPS=", "SESSION=test"+on, "TOKAMAK_NVTX="+on,
 				"TOKAMAK_PROFILER_DIR="+dir)
 			p := launched(t, cmd)
 			c := client{t, p.url}
@@ -179,26 +241,12 @@ func TestServerUnderNsys(t *testing.T) {
 			// What it leaves running may hold its output open, so that only its own end is waited for.
 			require.Eventually(t, func() bool { return ended(cmd.Process.Pid) }, 60*time.Second, 50*time.Millisecond, "nsys goes on")
 			t.Log(p.log())
-			written, err := filepath.Glob(filepath.Join(dir, "server.*"))
-			require.NoError(t, err)
-			var whole bytes.Buffer
-			for _, path := range written {
-				text, err := os.ReadFile(path)
-				require.NoError(t, err)
-				t.Logf("%s: %d bytes", path, len(text))
-				whole.Write(text)
-			}
-			if keep := os.Getenv("KEEP"); keep != "" {
-				for _, path := range written {
-					text, _ := os.ReadFile(path)
-					require.NoError(t, os.WriteFile(filepath.Join(keep, "nvtx"+on+"-"+filepath.Base(path)), text, 0o644))
-				}
-			}
+			names := recorded(t, nsys, dir)
 			for _, name := range kernels {
-				assert.True(t, bytes.Contains(whole.Bytes(), []byte(name)), "kernel %s, TOKAMAK_NVTX=%s\n%s", name, on, p.log())
+				assert.True(t, bytes.Contains(names, []byte(name)), "kernel %s, TOKAMAK_NVTX=%s", name, on)
 			}
 			for _, name := range ranges {
-				assert.Equal(t, on == "1", bytes.Contains(whole.Bytes(), []byte(name)), "range %q, TOKAMAK_NVTX=%s", name, on)
+				assert.Equal(t, on == "1", bytes.Contains(names, []byte(name)), "range %q, TOKAMAK_NVTX=%s", name, on)
 			}
 		})
 	}

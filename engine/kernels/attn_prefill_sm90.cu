@@ -73,7 +73,7 @@ DEVICE Work next_work(const Params& p, int& turn) {
 		w.pos = p.row_pos[row];
 		w.start = p.row_start[row];
 		w.end = w.pos + min(w.q0 + QT, w.len);
-		w.begin = window_start(w.pos + w.q0 + 1) / PAGE * PAGE;
+		w.begin = window_start(w.pos + w.q0 + 1) / KT * KT;  // the same tiles whatever the chunk: a token's sums have one order
 		w.tiles = ceil_div(w.end - w.begin, KT);
 		break;
 	}

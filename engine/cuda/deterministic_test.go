@@ -11,6 +11,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/tokamak-engine/tokamak/engine/backend"
+	"github.com/tokamak-engine/tokamak/engine/backend/backendtest"
 	"github.com/tokamak-engine/tokamak/engine/weights"
 )
 
@@ -48,6 +49,31 @@ func BenchmarkDeterministic(b *testing.B) {
 		}
 		figures(b, fmt.Sprintf("batch=%d/in=%d", c.rows, c.in), map[string]float64{
 			"plain-ms": ms[0], "deterministic-ms": ms[1], "prompt-plain-ms": prompt[0], "prompt-deterministic-ms": prompt[1],
+		})
+	}
+}
+
+// TestDeterministicWhateverTheChunk holds that with Deterministic a sequence's logits are the same bits with its prompt whole and in
+// chunks, and when it starts anew with what it has said as a part of its prompt, as after a preemption. Windows are the hard case.
+func TestDeterministicWhateverTheChunk(t *testing.T) {
+	needGPU(t)
+	for name, cfg := range backendtest.Models() {
+		t.Run(name, func(t *testing.T) {
+			o := testOptions
+			o.Deterministic = true
+			b := openTest(t, cfg, weights.NewDummy(cfg), o, settings{})
+			prompt := randomPrompt(11, 75, cfg.VocabSize)
+			greedy := backend.Sampling{TopP: 1, RepetitionPenalty: 1, LogProbs: true}
+			whole := play(t, b, 0, prompt, 128, 12, greedy, true)
+			ids, want := tokensAndLogProbs(whole)
+			for _, chunk := range []int{7, 64} {
+				gotIDs, got := tokensAndLogProbs(play(t, b, 1, prompt, chunk, 12, greedy, true))
+				require.Equal(t, ids, gotIDs, "chunks of %d", chunk)
+				require.Equal(t, want, got, "chunks of %d", chunk)
+			}
+			_, tail := tokensAndLogProbs(whole[8:])
+			_, got := tokensAndLogProbs(play(t, b, 2, slices.Concat(prompt, ids[:8]), 50, 4, greedy, true))
+			require.Equal(t, tail, got, "after 8 tokens, anew")
 		})
 	}
 }

@@ -80,9 +80,12 @@ func BenchmarkDecode(b *testing.B) {
 }
 
 func decodeCase(b *testing.B, be *Backend, name string, rows, in int) {
+	decodeSteps(b, be, name, rows, in, 100)
+}
+
+func decodeSteps(b *testing.B, be *Backend, name string, rows, in, steps int) {
 	info := be.Info()
 	decode, prefill := staticBatch(b, be, rows, in, 256)
-	const steps = 100
 	var out backend.Result
 	times := make([]time.Duration, 0, steps)
 	for range steps {
@@ -110,8 +113,8 @@ func decodeCase(b *testing.B, be *Backend, name string, rows, in int) {
 		}
 	}
 	require.NoError(b, be.Wait(last, &out))
-	overlap := time.Since(began) / steps
-	ctx := in + 100
+	overlap := time.Since(began) / time.Duration(steps)
+	ctx := in + steps
 	bytes := info.StepWeightBytes(rows) + float64(rows)*float64(ctx+1)*float64(info.KVBytesPerToken)
 	floor := time.Duration(bytes / *info.ReadBandwidth * 1e9)
 	fmt.Printf("decode %s batch=%d in=%d: step %v sync, %v overlapped; floor %v = %.3f / %.3f of it; prefill %v\n", name, rows, in, syncTime, overlap, floor,

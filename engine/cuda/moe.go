@@ -169,10 +169,13 @@ func (p *planner) moe(st stepShape, l layerWeights) []node {
 }
 
 // moeAhead is how much of the next layer's first weight is brought to the L2 while moe_router leaves the memory idle.
-var moeAhead int64 = 16 << 20
+const moeAhead = 16 << 20
 
 // next adds to l which weight is read first after its layer.
 func (p *planner) next(l layerWeights) layerWeights {
+	if p.noAhead {
+		return l
+	}
 	if l.Next = p.buffers.Head.Data; l.Layer+1 < len(p.layers) {
 		l.Next = p.layers[l.Layer+1].WQKV.Data
 	}
@@ -197,7 +200,7 @@ func moeRouterOp(d device, s shape, b *buffers, l layerWeights, m int, deal bool
 		for class < m { // warps share tokens evenly
 			class *= 2
 		}
-		if p.Ahead = l.Next; p.Ahead != 0 && moeAhead > 0 {
+		if p.Ahead = l.Next; p.Ahead != 0 {
 			ctas = d.SMs / moeRouterCTAs * moeRouterCTAs
 			share := 16 * (ctas - moeRouterCTAs)
 			p.AheadBytes = uint32(int(min(l.NextBytes, moeAhead)) / share * share)

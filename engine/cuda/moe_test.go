@@ -244,6 +244,9 @@ func (c *mixtureCase) checkOutput(chosen [][]choice, what string) {
 			}
 		}
 		n := len(tokens)
+		if n == 0 {
+			continue
+		}
 		g, u, y := make([]float32, n*inter), make([]float32, n*inter), make([]float32, n*h)
 		gate, up, down := c.gate[e*inter*h:(e+1)*inter*h], c.up[e*inter*h:(e+1)*inter*h], c.down[e*inter*h:(e+1)*inter*h]
 		cpu.MatMul(g, xExact, gate, n, inter, h)
@@ -342,7 +345,7 @@ func TestMixture(t *testing.T) {
 			}
 			for i, m := range []int{1, 17, 64, 200, 300} {
 				for j, tile := range mixtureTiles {
-					if c.hidden == 2048 && j != i%3 {
+					if c.hidden == 2048 && (j != i%3 || m > 64) {
 						continue // the oracle takes seconds
 					}
 					t.Run(fmt.Sprintf("large/m=%d/tile=%dx%d", m, tile.rows, tile.tokens), func(t *testing.T) {

@@ -133,6 +133,7 @@ func Open(cfg *model.Config, w *weights.Store, o backend.Options) (*Backend, err
 // settings are what only tests change.
 type settings struct {
 	noPDL    bool
+	noAhead  bool // moe_router brings nothing to the L2
 	blasOnly bool // products of more than 16 tokens are all cuBLASLt's, none gemm_sm90's
 	stamps   bool // kernels note when they began: see timeline_test.go
 	delays   int  // nanoseconds at most that warps sleep where kernels meet: see races_test.go
@@ -218,10 +219,10 @@ func (b *Backend) open(cfg *model.Config, w *weights.Store, o backend.Options, s
 	if err := b.openPinned(); err != nil {
 		return err
 	}
-	b.planner = &planner{device: b.device, shape: s, buffers: &b.buffers, layers: layers, noPDL: set.noPDL, blasOnly: set.blasOnly}
+	b.planner = &planner{device: b.device, shape: s, buffers: &b.buffers, layers: layers, noPDL: set.noPDL, noAhead: set.noAhead, blasOnly: set.blasOnly}
 	copied := b.buffers
 	copied.Plan = [2]ptr{copied.PlanCopy, copied.PlanCopy}
-	b.copied = &planner{device: b.device, shape: s, buffers: &copied, layers: layers, noPDL: set.noPDL, blasOnly: set.blasOnly}
+	b.copied = &planner{device: b.device, shape: s, buffers: &copied, layers: layers, noPDL: set.noPDL, noAhead: set.noAhead, blasOnly: set.blasOnly}
 	b.compiler = newCompiler(b.device, s, openCache(set.cacheDir))
 	if set.stamps || trace.Stamps.Load() {
 		b.compiler.defines = append(b.compiler.defines, "STAMPS=1")

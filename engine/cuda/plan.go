@@ -81,6 +81,8 @@ type planner struct {
 	layers  []layerWeights
 	// noPDL takes the programmatic edges out: the same kernels, each started when the one before has ended.
 	noPDL bool
+	// noAhead takes out what moe_router brings to the L2.
+	noAhead bool
 	// blasOnly leaves every product of more than gemvRows tokens to cuBLASLt.
 	blasOnly bool
 }

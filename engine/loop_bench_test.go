@@ -96,3 +96,76 @@ func BenchmarkHostStep(b *testing.B) {
 		}
 	}
 }
+
+// rightDevice is an idleDevice that accepts every draft.
+type rightDevice struct {
+	idleDevice
+	drafts [backend.MaxInFlight][]int
+}
+
+func (d *rightDevice) Launch(b *backend.Batch) (backend.StepID, error) {
+	id, err := d.idleDevice.Launch(b)
+	n := &d.drafts[id%backend.MaxInFlight]
+	*n = (*n)[:0]
+	for i := range b.Rows {
+		*n = append(*n, len(b.Rows[i].Drafts))
+	}
+	return id, err
+}
+
+func (d *rightDevice) Wait(id backend.StepID, out *backend.Result) error {
+	if err := d.idleDevice.Wait(id, out); err != nil {
+		return err
+	}
+	for i, n := range d.drafts[id%backend.MaxInFlight] {
+		r := &out.Rows[i]
+		r.More = r.More[:0]
+		for range n {
+			r.More = append(r.More, backend.Sampled{Token: r.Token})
+		}
+	}
+	return nil
+}
+
+// BenchmarkHostGap shows the engine's own time from the end of a step with drafts to the launch of the next, in which the device waits:
+// nothing hides it.
+//
+//	go test ./engine -run '^$' -bench HostGap -benchtime 1x
+func BenchmarkHostGap(b *testing.B) {
+	const tokens = 8000
+	for _, rows := range []int{1, 3} {
+		b.Run(fmt.Sprintf("rows=%d", rows), func(b *testing.B) {
+			info := backend.Info{
+				Name: "idle", VocabSize: 32, MaxContext: 1 << 14, MaxRows: rows, MaxTokens: 8192, PageSize: 16, NumPages: rows * (tokens/16 + 2), MaxVerify: 48,
+			}
+			o := DefaultOptions()
+			o.SpeculativeAlgorithm, o.SpeculativeEager = "NGRAM", true
+			e := &Engine{live: map[string]*stream{}}
+			require.NoError(b, e.start(o, func() (backend.Backend, error) { return &rightDevice{idleDevice: idleDevice{info: info}}, nil }))
+			defer e.Close()
+			for b.Loop() {
+				var wg sync.WaitGroup
+				for row := range rows {
+					wg.Go(func() {
+						n := 0
+						for ev, err := range e.Stream(context.Background(), Request{InputIDs: []int32{int32(row)}, Sampling: DefaultSampling(tokens)}) {
+							if err != nil {
+								b.Error(err)
+							}
+							n += len(ev.TokenIDs)
+						}
+						if n != tokens {
+							b.Errorf("%d tokens", n)
+						}
+					})
+				}
+				wg.Wait()
+			}
+			s := e.Stats()
+			length, _ := s.AcceptLength()
+			b.ReportMetric(float64(b.Elapsed().Microseconds())/float64(s.StepsTotal), "µs/step")
+			b.ReportMetric(length, "accept-len")
+			b.ReportMetric(0, "ns/op")
+		})
+	}
+}

@@ -270,14 +270,17 @@ func (b *Backend) open(cfg *model.Config, w *weights.Store, o backend.Options, s
 	return nil
 }
 
-// decodeGraphs captures the graph of every number of decode rows: the first step of a kind would else be late by tens of milliseconds.
+// decodeGraphs captures the graph of every number of decode rows, with drafts among them too: the first step of a kind would else be late
+// by tens of milliseconds.
 func (b *Backend) decodeGraphs() error {
 	for _, n := range buckets {
-		if n > b.shape.MaxRows || b.noGraph {
-			break
-		}
-		if _, err := b.graph(b.padded(stepShape{rows: n, decode: n, tokens: n, samples: n})); err != nil {
-			return err
+		for _, drafts := range []bool{false, true} {
+			if b.noGraph || n > b.shape.MaxRows || drafts && n > b.shape.MaxVerify {
+				continue
+			}
+			if _, err := b.graph(b.padded(stepShape{rows: n, decode: n, tokens: n, samples: n, drafts: drafts})); err != nil {
+				return err
+			}
 		}
 	}
 	return nil

@@ -93,7 +93,7 @@ func (o *Options) Table() []Option {
 		{Name: "disable-cuda-graph", Value: &o.DisableCUDAGraph, Help: "launch kernels one by one"},
 		{Name: "random-seed", Value: &o.RandomSeed, Help: "seed of requests that bring none"},
 		{Name: "threads", Value: &o.Threads, Help: "worker threads of the CPU backend; 0: one a processor"},
-		{Name: "deterministic", Aliases: []string{"enable-deterministic-inference"}, Value: &o.Deterministic, Help: "results do not depend on batch mates, bit for bit"},
+		{Name: "deterministic", Aliases: []string{"enable-deterministic-inference"}, Value: &o.Deterministic, Help: "results do not depend on batch mates, chunks or preemption, bit for bit; on a GPU steps take about twice as long"},
 		{Name: "simulate-uniform-experts", Value: &o.SimulateUniformExperts, Help: "choose a mixture's experts evenly instead of by its router: for speed with dummy weights, whose routers are uneven; the output means nothing"},
 		{Name: "speculative-algorithm", Value: &o.SpeculativeAlgorithm, Choices: []string{"", "NGRAM"}, Help: "guess tokens and verify them together: NGRAM guesses what followed the last tokens earlier in the request; lossless, and off where it does not pay"},
 		{Name: "speculative-num-draft-tokens", Aliases: []string{"num-speculative-tokens"}, Value: &o.SpeculativeNumTokens, Help: "most guesses of a request in a step, 1 to 15"},

@@ -107,14 +107,22 @@ func (p *profileFlags) record(e *engine.Engine, name, stage string, start, steps
 	return nil
 }
 
-// kernels reports what ran in the captures made since the last call.
+// kernels reports what ran in the captures made since the last call: those of a stage are repetitions of each other.
 func (p *profileFlags) kernels(b *testing.B, e *engine.Engine, row string) {
+	stages := map[string][]*profiling.Capture{}
+	var order []string
 	for _, s := range p.captures {
-		name := row
-		if s.stage != "all" {
-			name += "/phase=" + s.stage
+		if stages[s.stage] == nil {
+			order = append(order, s.stage)
 		}
-		reportKernels(b, e, name, s.capture)
+		stages[s.stage] = append(stages[s.stage], s.capture)
+	}
+	for _, stage := range order {
+		name := row
+		if stage != "all" {
+			name += "/phase=" + stage
+		}
+		reportKernels(b, e, name, stages[stage])
 	}
 	p.captures = nil
 }

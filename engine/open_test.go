@@ -108,7 +108,6 @@ func TestOpenTellsWhatIsWrong(t *testing.T) {
 		"unknown override":   {tiny, func(o *Options) { o.JSONModelOverrides = `{"num_layers": 1}` }, as(new(*model.Error)), "num_layers"},
 		"context too long":   {tiny, func(o *Options) { o.ContextLength = 1 << 20 }, as(new(*OptionError)), "context-length"},
 		"no GPU":             {tiny, func(o *Options) { o.Device = "cuda" }, func(err error) bool { return errors.Is(err, ErrNoDevice) || err == nil }, ""},
-		"KV type of the GPU": {tiny, func(o *Options) { o.KVCacheDType = "fp8_e4m3" }, as(new(*DeviceError)), "fp8_e4m3"},
 		"unknown device":     {tiny, func(o *Options) { o.Device = "tpu" }, as(new(*OptionError)), "auto, cuda, cpu"},
 		"fraction":           {tiny, func(o *Options) { o.MemFractionStatic = math.NaN() }, as(new(*OptionError)), "mem-fraction-static"},
 		"negative rows":      {tiny, func(o *Options) { o.MaxRunningRequests = -1 }, as(new(*OptionError)), "max-running-requests"},

@@ -26,6 +26,19 @@ type Kernel struct {
 	Stack        []uintptr
 }
 
+// Added tells of kernels in the order of their start how much time each adds to its step: what runs beside an earlier kernel is the earlier
+// one's. With dependent launches a kernel begins long before its turn, and its own length says little.
+func Added(kernels []Kernel) []time.Duration {
+	added := make([]time.Duration, len(kernels))
+	ends := map[uint64]time.Time{} // by step: when its kernels so far have ended
+	for i, k := range kernels {
+		from, end := later(k.Start, ends[k.Step]), k.Start.Add(k.Length)
+		added[i] = max(0, end.Sub(from))
+		ends[k.Step] = later(ends[k.Step], end)
+	}
+	return added
+}
+
 // stepOps is what one step planned to run.
 type stepOps struct {
 	ops   []trace.Op

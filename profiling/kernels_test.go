@@ -120,6 +120,21 @@ func TestKernelsKnowTheirOperations(t *testing.T) {
 	assert.Equal(t, map[string]int64{"kernel gemv": 3, "kernel nvjet": 3}, byLeaf)
 }
 
+func TestAddedTime(t *testing.T) {
+	at := time.Now()
+	k := func(step uint64, start, length time.Duration) Kernel {
+		return Kernel{Step: step, Start: at.Add(start), Length: length}
+	}
+	kernels := []Kernel{k(1, 0, 10), k(1, 4, 20), k(1, 5, 3), k(2, 20, 9), k(1, 30, 2)} // the third lies within the second
+	assert.Equal(t, []time.Duration{10, 14, 0, 9, 2}, Added(kernels))
+	var out bytes.Buffer
+	require.NoError(t, WritePprof(&out, kernels))
+	p, err := profile.Parse(&out)
+	require.NoError(t, err)
+	require.Len(t, p.Sample, 1)
+	assert.Equal(t, []int64{5, 35}, p.Sample[0].Value)
+}
+
 // With dependent launches kernels overlap on their stream, a graph's kernels share one launch, and a library launches some unseen.
 func TestOverlappingKernels(t *testing.T) {
 	src := &source{}

@@ -39,7 +39,7 @@ func walk(stack []uintptr, do func(runtime.Frame)) {
 }
 
 // WritePprof writes GPU time by Go stack, for `go tool pprof`: a sample for each operation and kernel, its leaf the kernel, above it the
-// operation and the Go functions that launched or captured it.
+// operation and the Go functions that launched or captured it. A kernel's time is what it adds to its step, so that the sum is the time the GPU was busy.
 func WritePprof(w io.Writer, kernels []Kernel) error {
 	p := &profile.Profile{
 		SampleType:        []*profile.ValueType{{Type: "kernels", Unit: "count"}, {Type: "gpu", Unit: "nanoseconds"}},
@@ -66,7 +66,8 @@ func WritePprof(w io.Writer, kernels []Kernel) error {
 		return l
 	}
 	samples := map[string]*profile.Sample{}
-	for _, k := range kernels {
+	added := Added(kernels)
+	for i, k := range kernels {
 		path := []*profile.Location{location("kernel "+k.Name, "", 0)}
 		if k.Op != "" {
 			path = append(path, location("op "+k.Op, "", 0))
@@ -83,7 +84,7 @@ func WritePprof(w io.Writer, kernels []Kernel) error {
 			p.Sample = append(p.Sample, s)
 		}
 		s.Value[0]++
-		s.Value[1] += k.Length.Nanoseconds()
+		s.Value[1] += added[i].Nanoseconds()
 	}
 	if err := p.CheckValid(); err != nil {
 		return err

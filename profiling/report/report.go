@@ -93,7 +93,8 @@ func New(kernels []profiling.Kernel, c Ceilings) *Report {
 	rows := map[string]*Row{}
 	ends := map[uint64]time.Time{} // by step: when its kernels so far have ended
 	begins := map[uint64]time.Time{}
-	for _, k := range kernels {
+	added := profiling.Added(kernels)
+	for i, k := range kernels {
 		name := k.Op
 		if name == "" {
 			name = k.Name
@@ -119,7 +120,7 @@ func New(kernels []profiling.Kernel, c Ceilings) *Report {
 			}
 			end = k.Start
 		}
-		adds := max(0, k.Start.Add(k.Length).Sub(end))
+		adds := added[i]
 		row.Time += adds
 		if k.Layer >= 0 {
 			r.Layers = append(r.Layers, make([]time.Duration, max(0, k.Layer+1-len(r.Layers)))...)

@@ -413,6 +413,23 @@ func TestFP8Upload(t *testing.T) {
 	})
 }
 
+// TestFP8DummyAsBF16: a dummy of e4m3 whose matrix lies on the device as bf16 has the same values.
+func TestFP8DummyAsBF16(t *testing.T) {
+	r := newRig(t, testShapes()["llama-8b"])
+	w := weights.NewDummy(backendtest.Models()["llama"])
+	tensor, ok := w.Tensor("model.layers.1.mlp.down_proj.weight")
+	require.True(t, ok)
+	tensor = tensor.F8E4M3()
+	n := tensor.RowLen()
+	to := r.room(tensor.Rows() * n * bf16Bytes)
+	r.run(fillOp(r.device, to, tensor, rowsInOrder))
+	got, want := r.getBF16(to, tensor.Rows()*n), make([]float32, n)
+	for i := range tensor.Rows() {
+		tensor.Row(i, want)
+		require.Equal(t, want, got[i*n:(i+1)*n], "row %d", i)
+	}
+}
+
 // fp8Tolerance is what rounding activations to e4m3 may change of a logit beside bf16's error: each of some ten products a layer path adds a
 // relative error of 2^-4/sqrt(12) an element, which averages out over a row to about 2 % of the result.
 const fp8Tolerance = 0.15

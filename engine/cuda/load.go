@@ -22,6 +22,8 @@ type fillParams struct {
 	Step, Constant float32
 	Interleave     uint32
 	Mask           uint32
+	FP8Scale       float32
+	_              uint32
 }
 
 // fillOp makes a dummy tensor in place.
@@ -29,6 +31,9 @@ func fillOp(d device, dst ptr, t *weights.Tensor, order int) op {
 	count := uint64(t.Rows()) * uint64(t.RowLen())
 	p := fillParams{Dst: dst, Count: count, Cols: uint32(t.RowLen()), Seed: t.Dummy.Seed, Step: t.Dummy.Scale * (1.0 / (1 << 23)),
 		Constant: t.Dummy.Constant, Interleave: uint32(order), Mask: t.Dummy.Mask()}
+	if t.DType == weights.F8E4M3 {
+		p.FP8Scale = t.Quant.Scales[0]
+	}
 	return op{Name: "fill", Unit: unit{File: "fill.cu", Symbol: "fill"}, Grid: [3]int{gridFor(d, count/2, 256), 1, 1}, Block: 256,
 		Params: paramBytes(&p), Bytes: int64(count) * bf16Bytes}
 }

@@ -63,7 +63,7 @@ func TestParamsMirrorKernels(t *testing.T) {
 		{moePermuteOp(m, b, 64), "Params", moePermuteParams{}, "xn pair xp"},
 		{moeCombineOp(m, b, 64), "Params", moeCombineParams{}, "y pair weight x"},
 		{moeGEMMDownOp(d, m, b, w, 64, m.moeTile(64)), "Params", moeGEMMParams{}, "w x y count first"},
-		{fillOp(d, 0, &weights.Tensor{Shape: []int{8, 8}, Dummy: &weights.Dummy{}}, rowsInOrder), "FillParams", fillParams{}, "dst count cols seed step constant interleave mask"},
+		{fillOp(d, 0, &weights.Tensor{Shape: []int{8, 8}, Dummy: &weights.Dummy{}}, rowsInOrder), "FillParams", fillParams{}, "dst count cols seed step constant interleave mask fp8_scale"},
 		{fillInt4Op(d, 0, &weights.Tensor{Shape: []int{8, 8}, Dummy: &weights.Dummy{}}, rowsInOrder), "W4FillParams", w4FillParams{}, "dst count block seed constant interleave"},
 		{product{linear: s.qkv(1), w: weight{Group: 128}}.w4Op(d), "Params", w4GemvParams{}, "w scale x gamma bias y tokens"},
 		{dequantOp(d, weight{Group: 128}, 8, 128, 0), "Params", w4DequantParams{}, "w scale out"},

@@ -12,10 +12,17 @@ struct FillParams {
 	float step;  // scale / 2^23; 0: every element is `constant`
 	float constant;
 	u32 interleave;
-	u32 mask;  // of the 24 bits that a value is made of
+	u32 mask;      // of the 24 bits that a value is made of
+	float fp8_scale;  // the scale of values that e4m3 holds, a power of two; 0: others
+	u32 pad;
 };
 
-DEVICE float dummy_at(const FillParams& p, u64 i) { return __fmul_rn((float)((i32)(dummy_hash(i, p.seed) >> 8 & p.mask) - (1 << 23)), p.step); }
+DEVICE float dummy_at(const FillParams& p, u64 i) {
+	const float v = __fmul_rn((float)((i32)(dummy_hash(i, p.seed) >> 8 & p.mask) - (1 << 23)), p.step);
+	if (p.fp8_scale == 0.f) return v;
+	const u32 bits = to_e4m3(v / p.fp8_scale).bits;
+	return __uint_as_float((bits & 0x80) << 24 | __float_as_uint(__uint_as_float((bits & 0x7F) << 20) * 0x1p120f)) * p.fp8_scale;
+}
 
 extern "C" __global__ void __launch_bounds__(256) fill(const __grid_constant__ FillParams p) {
 	const u64 stride = (u64)gridDim.x * blockDim.x * 2;

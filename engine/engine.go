@@ -119,7 +119,7 @@ func (e *Engine) start(o Options, open func() (backend.Backend, error)) error {
 		if err == nil {
 			e.info = device.Info()
 			e.options = chosen(o, e.info)
-			e.loop.init(device, newScheduler(&e.options, e.info, o.ChunkedPrefillSize == 0), &e.options)
+			e.loop.init(device, newScheduler(&e.options, e.info), &e.options)
 		}
 		opened <- err
 		return err
@@ -153,25 +153,17 @@ func chosen(o Options, info backend.Info) Options {
 	return o
 }
 
-// mixedTokens is the most prompt tokens of a step in which others decode, while the queue is short. Prompts are computed as fast in pieces of 512
-// tokens as whole (docs/perf-log.md), so pieces cost nothing, and nobody's next token waits for more than one of them.
-const mixedTokens = 512
-
-// newScheduler makes the scheduler of o, whose prompts are cut by o's chunk alone or, if mixed, by who else is in the step too.
-func newScheduler(o *Options, info backend.Info, mixed bool) *scheduler.Scheduler {
-	policy, most, drafts := scheduler.FCFS, 0, 0
+func newScheduler(o *Options, info backend.Info) *scheduler.Scheduler {
+	policy, drafts := scheduler.FCFS, 0
 	if o.speculates() {
 		drafts = o.SpeculativeNumTokens
-	}
-	if mixed {
-		most = mixedTokens
 	}
 	if o.SchedulePolicy == "lpm" {
 		policy = scheduler.LPM
 	}
 	return scheduler.New(scheduler.Config{
 		MaxRows: info.MaxRows, MaxTokens: info.MaxTokens, MaxContext: info.MaxContext, PageSize: info.PageSize, NumPages: info.NumPages,
-		ChunkSize: max(0, o.ChunkedPrefillSize), MixedTokens: most, Policy: policy, PrefixCache: !o.DisableRadixCache,
+		ChunkSize: max(0, o.ChunkedPrefillSize), MixedTokens: o.MaxMixedTokens, Policy: policy, PrefixCache: !o.DisableRadixCache,
 		RowDrafts: drafts, MaxVerify: info.MaxVerify, EagerDrafts: o.SpeculativeEager, Seed: uint64(o.RandomSeed),
 	})
 }

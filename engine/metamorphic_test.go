@@ -248,6 +248,9 @@ func TestRandomOptionSets(t *testing.T) {
 		o.MaxTotalTokens = 112 + rng.IntN(600)
 		o.MaxRunningRequests = 1 + rng.IntN(16)
 		o.ChunkedPrefillSize = []int{-1, 0, 1 + rng.IntN(40)}[rng.IntN(3)]
+		if o.ChunkedPrefillSize >= 0 {
+			o.MaxMixedTokens = []int{0, 1, 5, 20}[rng.IntN(4)]
+		}
 		o.MaxPrefillTokens = []int{0, o.MaxRunningRequests + rng.IntN(50)}[rng.IntN(2)]
 		o.SchedulePolicy = []string{"fcfs", "lpm"}[rng.IntN(2)]
 		o.DisableOverlap, o.DisableRadixCache, o.Deterministic = rng.IntN(3) == 0, rng.IntN(3) == 0, rng.IntN(2) == 0

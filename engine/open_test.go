@@ -112,6 +112,7 @@ func TestOpenTellsWhatIsWrong(t *testing.T) {
 		"fraction":          {tiny, func(o *Options) { o.MemFractionStatic = math.NaN() }, as(new(*OptionError)), "mem-fraction-static"},
 		"negative rows":     {tiny, func(o *Options) { o.MaxRunningRequests = -1 }, as(new(*OptionError)), "max-running-requests"},
 		"chunk":             {tiny, func(o *Options) { o.ChunkedPrefillSize = -2 }, as(new(*OptionError)), "chunked-prefill-size"},
+		"mixed":             {tiny, func(o *Options) { o.MaxMixedTokens, o.ChunkedPrefillSize = 64, -1 }, as(new(*OptionError)), "max-mixed-prefill-tokens"},
 		"queue":             {tiny, func(o *Options) { o.MaxQueuedRequests = 0 }, as(new(*OptionError)), "max-queued-requests"},
 		"rows above tokens": {tiny, func(o *Options) { o.MaxRunningRequests, o.MaxPrefillTokens = 9, 8 }, as(new(*OptionError)), "max-prefill-tokens"},
 		"speculative":       {tiny, func(o *Options) { o.SpeculativeNumTokens = 16 }, as(new(*OptionError)), "speculative"},

@@ -26,6 +26,7 @@ type Options struct {
 	MaxQueuedRequests      int
 	MaxTotalTokens         int
 	ChunkedPrefillSize     int
+	MaxMixedTokens         int
 	MaxPrefillTokens       int
 	SchedulePolicy         string
 	PageSize               int
@@ -84,7 +85,8 @@ func (o *Options) Table() []Option {
 		{Name: "max-running-requests", Value: &o.MaxRunningRequests, Help: "rows of a step; 0 lets the backend choose"},
 		{Name: "max-queued-requests", Value: &o.MaxQueuedRequests, Help: "waiting requests before new ones are refused"},
 		{Name: "max-total-tokens", Value: &o.MaxTotalTokens, Help: "tokens in the KV cache; 0 takes what memory allows"},
-		{Name: "chunked-prefill-size", Value: &o.ChunkedPrefillSize, Help: "tokens of one prefill chunk; 0 lets the engine choose: small chunks while others decode and few wait; -1 does not chunk"},
+		{Name: "chunked-prefill-size", Value: &o.ChunkedPrefillSize, Help: "tokens of one prefill chunk; 0 lets the engine choose, -1 does not chunk"},
+		{Name: "max-mixed-prefill-tokens", Value: &o.MaxMixedTokens, Help: "prompt tokens of a step in which others decode, more where a long queue waits; 0: as many as fit"},
 		{Name: "max-prefill-tokens", Value: &o.MaxPrefillTokens, Help: "tokens of one step; 0 lets the engine choose"},
 		{Name: "schedule-policy", Value: &o.SchedulePolicy, Choices: []string{"fcfs", "lpm"}, Help: "order of the waiting queue: first come, or longest cached prefix first"},
 		{Name: "page-size", Value: &o.PageSize, Help: "tokens of a KV page; 0 takes the backend's"},

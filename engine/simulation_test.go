@@ -221,7 +221,7 @@ func (s *simulation) open(tok *tokenizer.Tokenizer) {
 		options: w.Options, info: w.Info, tokenizer: tok, eos: []int32{0}, live: map[string]*stream{}, loop: s.loop,
 	}
 	s.engine.vocabulary.once.Do(func() { s.engine.vocabulary.v = simVocabulary(tok) })
-	s.loop.init(device, newScheduler(&w.Options, w.Info, w.Options.ChunkedPrefillSize == 0), &w.Options)
+	s.loop.init(device, newScheduler(&w.Options, w.Info), &w.Options)
 	s.loop.late = false // it waits by a timer, which knows nothing of this clock
 	s.engine.limit = s.loop.sched.Limit()
 }

@@ -120,6 +120,7 @@ func (o *Options) Validate() error {
 		{"max-queued-requests", o.MaxQueuedRequests, 1, "at least 1"},
 		{"max-total-tokens", o.MaxTotalTokens, 0, "tokens, or 0 for what memory allows"},
 		{"chunked-prefill-size", o.ChunkedPrefillSize, -1, "tokens, 0 to let the engine choose, or -1 to switch it off"},
+		{"max-mixed-prefill-tokens", o.MaxMixedTokens, 0, "tokens, or 0 for no bound"},
 		{"max-prefill-tokens", o.MaxPrefillTokens, 0, "tokens, or 0 to let the engine choose"},
 		{"page-size", o.PageSize, 0, "tokens, or 0 for the backend's"},
 		{"threads", o.Threads, 0, "threads, or 0 for one a processor"},
@@ -134,6 +135,8 @@ func (o *Options) Validate() error {
 	case o.MaxPrefillTokens > 0 && o.MaxPrefillTokens < o.MaxRunningRequests:
 		return &OptionError{"max-prefill-tokens", fmt.Sprint(o.MaxPrefillTokens),
 			fmt.Sprintf("at least one token for each of --max-running-requests %d", o.MaxRunningRequests)}
+	case o.MaxMixedTokens > 0 && o.ChunkedPrefillSize < 0:
+		return &OptionError{"max-mixed-prefill-tokens", fmt.Sprint(o.MaxMixedTokens), "0 with --chunked-prefill-size -1, which cuts no prompt"}
 	case o.SpeculativeNumTokens < 1 || o.SpeculativeNumTokens > backend.MaxRowDrafts:
 		return &OptionError{"speculative-num-draft-tokens", fmt.Sprint(o.SpeculativeNumTokens), fmt.Sprintf("1 to %d", backend.MaxRowDrafts)}
 	case o.SpeculativeNgramMin < 1 || o.SpeculativeNgramMin > o.SpeculativeNgramMax:

@@ -21,7 +21,7 @@ import (
 
 // Defaults of backend.Options.
 const (
-	defaultMaxRows     = 512
+	defaultMaxRows     = 256
 	defaultMaxTokens   = 8192
 	defaultPageSize    = 64
 	defaultMemFraction = 0.88

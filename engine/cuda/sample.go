@@ -39,12 +39,29 @@ type sampleParams struct {
 	Logits, SampleSlot, SamplePos, MaskRow, Mask, SlotParam, Counts, Bias, Sampled, Top ptr
 }
 
+// sampleCluster is the number of CTAs that share a row's logits: eight, where rows alone would leave most SMs idle.
+func sampleCluster(d device, samples int) int {
+	if d.SM >= 90 && 8*samples <= d.SMs {
+		return 8
+	}
+	return 1
+}
+
 // sampleOp: stored logits to tokens and log probabilities.
-func sampleOp(_ device, s shape, b *buffers, samples int) op {
+func sampleOp(d device, s shape, b *buffers, samples int) op {
+	return sampleOpOn(s, b, samples, sampleCluster(d, samples))
+}
+
+// sampleOpOn is sampleOp with so many CTAs for a row.
+func sampleOpOn(s shape, b *buffers, samples, ctas int) op {
 	p := sampleParams{Logits: b.Logits, SampleSlot: b.SampleSlot, SamplePos: b.SamplePos, MaskRow: b.MaskRow, Mask: b.Mask, SlotParam: b.SlotParam,
 		Counts: b.Counts, Bias: b.Bias, Sampled: b.Sampled, Top: b.Top}
-	return op{Name: "sample", Unit: unit{"sample.cu", "sample", fmt.Sprintf("MAX_BIAS=%d %s", maxBias, maxTopDefine)}, Grid: [3]int{samples, 1, 1}, Block: 512,
-		PDL: true, Params: paramBytes(&p), Bytes: int64(samples) * int64(s.Vocab) * 4}
+	cluster := 0
+	if ctas > 1 {
+		cluster = ctas
+	}
+	return op{Name: "sample", Unit: unit{"sample.cu", "sample", fmt.Sprintf("CLUSTER=%d MAX_BIAS=%d %s", ctas, maxBias, maxTopDefine)}, Grid: [3]int{samples * ctas, 1, 1},
+		Block: 1024, Cluster: cluster, PDL: true, Params: paramBytes(&p), Bytes: int64(samples) * int64(s.Vocab) * 4}
 }
 
 // publishParams mirrors Params of publish.cu.

@@ -49,16 +49,25 @@ func sampleCases() []sampleCase {
 
 // TestSample holds start, sample and publish against the CPU backend's stages, all cases as rows of one launch.
 func TestSample(t *testing.T) {
+	needGPU(t)
 	for _, vocabulary := range []int{3003, 32000, 128256} {
-		t.Run(fmt.Sprint(vocabulary), func(t *testing.T) { testSample(t, vocabulary) })
+		for _, ctas := range []int{1, 8} {
+			t.Run(fmt.Sprintf("%d/ctas=%d", vocabulary, ctas), func(t *testing.T) {
+				if d, err := pickDevice(); err == nil && d.Major < 9 && ctas > 1 {
+					t.Skip("clusters of CTAs need compute capability 9.0")
+				}
+				testSample(t, vocabulary, ctas)
+			})
+		}
 	}
 }
 
-func testSample(t *testing.T, vocabulary int) {
+func testSample(t *testing.T, vocabulary, ctas int) {
 	cases := sampleCases()
 	s := testShapes()["llama-8b"]
 	s.Vocab, s.MaxRows = vocabulary, bucketFor(len(cases))
 	r := newRig(t, s)
+	r.prepare(startOp(r.device, s, &buffers{}, 1), sampleOpOn(s, &buffers{}, 1, ctas), publishOp(r.device, s, &buffers{}, 1))
 	n, l := len(cases), newStartLayout(s)
 	starts := make([]byte, l.size)
 	entries, bias, pool := within[startEntry](starts, 0, n), within[backend.TokenBias](starts, l.bias, n*4), within[int32](starts, l.tokens, n*16)
@@ -97,7 +106,7 @@ func testSample(t *testing.T, vocabulary int) {
 		Ring: r.room(ringEntries * newRingLayout(s).size)}
 	r.run(startOp(r.device, s, b, n))
 	assert.Equal(t, int32(17), get[int32](r, b.SlotToken, 1)[0])
-	r.run(sampleOp(r.device, s, b, n), publishOp(r.device, s, b, n))
+	r.run(sampleOpOn(s, b, n, ctas), publishOp(r.device, s, b, n))
 	ring := newRingLayout(s)
 	entry := b.Ring + ptr(2*ring.size)
 	got, top, tokens := get[sampled](r, entry, n), get[backend.TokenLogProb](r, entry+ptr(ring.top), n*maxTop), get[int32](r, b.SlotToken, s.MaxRows)

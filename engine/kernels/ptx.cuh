@@ -37,6 +37,11 @@ DEVICE u32 pack_bf16(float lo, float hi) {
 }
 DEVICE bf16 to_bf16(float v) { return bf16{(u16)pack_bf16(v, 0.f)}; }
 DEVICE float round_bf16(float v) { return __uint_as_float(pack_bf16(v, 0.f) << 16); }
+DEVICE u32 add_bf16x2(u32 a, u32 b) {  // a*1 + b, as sm_80 has it
+	u32 d;
+	asm("fma.rn.bf16x2 %0, %1, %2, %3;" : "=r"(d) : "r"(a), "r"(0x3F803F80u), "r"(b));
+	return d;
+}
 DEVICE u32 mul_bf16x2(u32 a, u32 b) {  // a*b - 0: one rounding, and it exists on sm_80
 	u32 d;
 	asm("fma.rn.bf16x2 %0, %1, %2, %3;" : "=r"(d) : "r"(a), "r"(b), "r"(0x80008000u));
@@ -300,6 +305,18 @@ DEVICE u32 cluster_address(const void* p, u32 rank) {
 DEVICE void st_cluster16(u32 to, float4 v) {
 	asm volatile("st.shared::cluster.v4.f32 [%0], {%1,%2,%3,%4};" ::"r"(to), "f"(v.x), "f"(v.y), "f"(v.z), "f"(v.w) : "memory");
 }
+// cluster_peer is the address of p, which is in shared memory, in another CTA of the cluster.
+template <typename T> DEVICE T* cluster_peer(T* p, u32 rank) {
+	u64 d;
+	asm("mapa.u64 %0, %1, %2;" : "=l"(d) : "l"((u64)p), "r"(rank));
+	return reinterpret_cast<T*>(d);
+}
+#else
+DEVICE u64 policy_evict_last() { return 0; }
+DEVICE void prefetch_l2(const void*, u32, u64) {}
+DEVICE u32 cluster_rank() { return 0; }
+DEVICE void cluster_sync() {}
+template <typename T> DEVICE T* cluster_peer(T* p, u32) { return p; }
 #endif
 DEVICE void barrier_sync(u32 id, u32 threads) { asm volatile("bar.sync %0, %1;" ::"r"(id), "r"(threads) : "memory"); }
 DEVICE void barrier_arrive(u32 id, u32 threads) { asm volatile("bar.arrive %0, %1;" ::"r"(id), "r"(threads) : "memory"); }

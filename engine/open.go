@@ -182,8 +182,11 @@ func backendOptions(o *Options, cfg *model.Config, progress func(string, float64
 		Threads: o.Threads, DisableGraph: o.DisableCUDAGraph, Deterministic: o.Deterministic, Progress: progress,
 		SimulateUniformExperts: o.SimulateUniformExperts,
 	}
-	if o.Quantization == quantizeFP8 {
-		b.Quantization = quantizeFP8 // the other forms are the checkpoint's own
+	switch q := cfg.Quantization; {
+	case o.Quantization == quantizeFP8:
+		b.Quantization = quantizeFP8
+	case o.Quantization != "" && q != nil && q.Scheme == "int4": // asked for by its own name
+		b.Quantization = "int4"
 	}
 	if o.speculates() {
 		b.MaxVerify = verifyTokens

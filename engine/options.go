@@ -78,7 +78,7 @@ func (o *Options) Table() []Option {
 		{Name: "json-model-override-args", Value: &o.JSONModelOverrides, Help: "JSON object merged into config.json before shapes are derived"},
 		{Name: "device", Value: &o.Device, Choices: []string{"auto", "cuda", "cpu"}, Help: "where to run; auto takes the GPU if this build and machine have one"},
 		{Name: "dtype", Value: &o.DType, Choices: []string{"auto", "bfloat16", "float16", "float32"}, Help: "type that weights are computed with"},
-		{Name: "quantization", Value: &o.Quantization, Choices: []string{"", "fp8", "awq", "gptq", "awq_marlin", "gptq_marlin", "compressed-tensors"}, Help: "fp8 quantises plain weights at load; the others confirm what the checkpoint is stored as, which is taken from its config"},
+		{Name: "quantization", Value: &o.Quantization, Choices: []string{"", "fp8", "awq", "gptq", "awq_marlin", "gptq_marlin", "compressed-tensors"}, Help: "fp8 quantises plain weights at load; the others confirm what the checkpoint is stored as, and have the GPU multiply by weights of four bits as they are, where it would make bfloat16 of them"},
 		{Name: "kv-cache-dtype", Value: &o.KVCacheDType, Choices: []string{"auto", "float32", "bfloat16", "fp8_e4m3"}, Help: "element type of the KV cache"},
 		{Name: "context-length", Value: &o.ContextLength, Help: "tokens of one sequence; 0 takes the model's"},
 		{Name: "mem-fraction-static", Value: &o.MemFractionStatic, Help: "part of the device's memory for weights and KV cache"},

@@ -199,7 +199,8 @@ type Options struct {
 	KVDType string
 	// DType is the type weights are computed with: "auto", "float32", "float16" or "bfloat16".
 	DType string
-	// Quantization is applied to the weights at load: "" or "fp8".
+	// Quantization is applied to the weights at load: "", "fp8", or "int4", which keeps weights of four bits as they are stored where the
+	// backend would widen them.
 	Quantization  string
 	Threads       int  // CPU backend: worker threads; 0: one a processor
 	DisableGraph  bool // CUDA backend: launch kernels one by one instead of replaying a graph

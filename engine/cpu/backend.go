@@ -90,8 +90,8 @@ func checkOptions(cfg *model.Config, o *backend.Options) error {
 	if _, ok := kvTypes[o.KVDType]; !ok {
 		return fmt.Errorf("KV cache type %q: the CPU has auto, float32, bfloat16 and fp8_e4m3", o.KVDType)
 	}
-	if o.Quantization != "" && o.Quantization != "fp8" {
-		return fmt.Errorf("quantization %q: the CPU has fp8", o.Quantization)
+	if o.Quantization != "" && o.Quantization != "fp8" && o.Quantization != "int4" { // weights are computed with as they are stored
+		return fmt.Errorf("quantization %q: the CPU has fp8 and int4", o.Quantization)
 	}
 	return nil
 }

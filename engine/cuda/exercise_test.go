@@ -43,7 +43,8 @@ func exerciseCases() map[string]exerciseCase {
 	with("heads of 32", "qwen2", func(c *model.Config, _ *backend.Options) { c.NumHeads, c.NumKVHeads, c.HeadDim = 8, 2, 32 })
 	with("weights of e4m3", "llama", func(_ *model.Config, o *backend.Options) { o.Quantization = "fp8" })
 	with("cache of e4m3", "llama", func(_ *model.Config, o *backend.Options) { o.KVDType = kvFP8 })
-	with("weights of four bits", "llama", func(c *model.Config, _ *backend.Options) {
+	with("weights of four bits", "llama", func(c *model.Config, o *backend.Options) {
+		o.Quantization = "int4"
 		c.Quantization = &model.Quantization{Method: "awq", Scheme: "int4", Granularity: "group", GroupSize: 128}
 	})
 	cases["mixture"] = exerciseCase{mixtureModel(16, 4), exerciseOptions}

@@ -5,6 +5,7 @@ package cuda
 import (
 	"fmt"
 	"math"
+	"sync"
 	"testing"
 
 	"github.com/stretchr/testify/assert"
@@ -51,8 +52,9 @@ func (p *exactProduct) multiply(r *rig, norm bool) {
 		plainW[i] = toBF16(v)
 	}
 	p.exact, p.plain = make([]float32, m*n), make([]float32, m*n)
-	exactX, plainX := make([]float32, k), make([]float32, k)
-	for i := range m {
+	var wg sync.WaitGroup
+	row := func(i int) {
+		exactX, plainX := make([]float32, k), make([]float32, k)
 		x := p.x[i*k : (i+1)*k]
 		copy(exactX, x)
 		copy(plainX, x)
@@ -70,6 +72,10 @@ func (p *exactProduct) multiply(r *rig, norm bool) {
 		cpu.MatMul(p.exact[i*n:(i+1)*n], exactX, p.w, 1, n, k)
 		cpu.MatMul(p.plain[i*n:(i+1)*n], plainX, plainW, 1, n, k)
 	}
+	for i := range m {
+		wg.Go(func() { row(i) })
+	}
+	wg.Wait()
 	for i := range p.plain {
 		p.plain[i] = toBF16(p.plain[i])
 	}

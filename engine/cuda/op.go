@@ -70,6 +70,7 @@ type shape struct {
 	Deterministic         bool // a row's results do not depend on its batch mates
 	TiedHead              bool
 	Dequantised           int  // elements of the largest matrix of which there is room for a bf16 copy; 0: none is copied
+	KeepInt4              bool // matrices of four bits stay so, else they become bf16
 	QuantizeFP8           bool // plain matrices of the layers become e4m3 at load
 	BlasFP8               bool // cuBLASLt multiplies e4m3 with a scale for each row of both
 	QuantizedCols         int  // the most columns of an fp8 product; 0: there are none

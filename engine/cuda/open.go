@@ -117,8 +117,8 @@ func checkOptions(c *model.Config, o *backend.Options) error {
 		return fmt.Errorf("dtype %q: the CUDA backend computes in bfloat16; use --device cpu for others", o.DType)
 	case o.KVDType != "" && o.KVDType != "auto" && o.KVDType != "bfloat16" && o.KVDType != kvFP8:
 		return fmt.Errorf("KV cache type %q: the CUDA backend has auto, bfloat16 and %s", o.KVDType, kvFP8)
-	case o.Quantization != "" && o.Quantization != "fp8":
-		return fmt.Errorf("quantization %q: the CUDA backend has fp8", o.Quantization)
+	case o.Quantization != "" && o.Quantization != "fp8" && o.Quantization != "int4":
+		return fmt.Errorf("quantization %q: the CUDA backend has fp8 and int4", o.Quantization)
 	}
 	return nil
 }
@@ -171,6 +171,7 @@ func (b *Backend) open(cfg *model.Config, w *weights.Store, o backend.Options, s
 	began := time.Now()
 	s := newShape(cfg)
 	s.Deterministic, s.KVFP8, s.QuantizeFP8 = o.Deterministic, o.KVDType == kvFP8, o.Quantization == "fp8"
+	s.KeepInt4 = o.Quantization == "int4"
 	s.MoE.Uniform = o.SimulateUniformExperts
 	if err := checkMixture(b.device, s); err != nil {
 		return fmt.Errorf("%s: %w", cfg.Architecture, err)
@@ -372,6 +373,11 @@ func (b *Backend) prepare(cfg *model.Config) error {
 	}
 	if err := b.launch(ropeTableOp(b.device, b.shape, b.buffers.Rope, b.buffers.X, factor), b.stream); err != nil {
 		return err
+	}
+	if b.buffers.W4Arrived != 0 {
+		if err := driver.Memset(b.buffers.W4Arrived, 0, 4*w4Counters, b.stream); err != nil {
+			return err
+		}
 	}
 	rows := int64(b.shape.MaxRows)
 	for _, z := range []struct {

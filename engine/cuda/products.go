@@ -13,16 +13,20 @@ type product struct {
 	w                 weight
 	x, gamma, bias, y ptr  // gamma [k] is norm's, bias [n] epilogueBias's
 	swiglu            bool // x is gate and up, interleaved: fp8 alone
+	next              ptr  // what the next product reads first, nextBytes of it: w4_gemv brings it to the L2
+	nextBytes         int
 }
 
 // qkv lists what makes qkv of the residual stream.
 func (p *planner) qkv(st stepShape, l layerWeights) []node {
-	return p.product(product{linear: p.shape.qkv(st.tokens), w: l.WQKV, x: p.buffers.X, gamma: l.Norm1, bias: l.BQKV, y: p.buffers.QKV})
+	g := product{linear: p.shape.qkv(st.tokens), w: l.WQKV, x: p.buffers.X, gamma: l.Norm1, bias: l.BQKV, y: p.buffers.QKV}
+	return p.product(p.before(g, p.shape.o(st.tokens), l.WO))
 }
 
 // o lists what adds attention's output to the residual stream.
 func (p *planner) o(st stepShape, l layerWeights) []node {
-	return p.product(product{linear: p.shape.o(st.tokens), w: l.WO, x: p.buffers.Att, y: p.buffers.X})
+	g := product{linear: p.shape.o(st.tokens), w: l.WO, x: p.buffers.Att, y: p.buffers.X}
+	return p.product(p.before(g, p.shape.gateUp(st.tokens), l.WGU))
 }
 
 // mlp lists what adds the feed-forward block's output to the residual stream.
@@ -34,6 +38,12 @@ func (p *planner) mlp(st stepShape, l layerWeights) []node {
 	down := product{linear: p.shape.down(st.tokens), w: l.WDown, x: p.buffers.Act, y: p.buffers.X}
 	if p.quantizesSwiGLU(gateUp, down) {
 		gateUp.y, gateUp.end, down.x, down.swiglu = p.buffers.GU, epilogueStore, p.buffers.GU, true
+	}
+	gateUp = p.before(gateUp, down.linear, down.w)
+	if next := l.Layer + 1; next < len(p.layers) {
+		down = p.before(down, p.shape.qkv(st.tokens), p.layers[next].WQKV)
+	} else {
+		down = p.before(down, linear{n: p.shape.Vocab, k: p.shape.Hidden}, p.buffers.Head)
 	}
 	return append(p.product(gateUp), p.product(down)...)
 }
@@ -67,6 +77,19 @@ func (p *planner) product(g product) []node {
 	default:
 		return p.productBF16(g)
 	}
+}
+
+// before tells g which weight the product l reads after it.
+func (p *planner) before(g product, l linear, w weight) product {
+	all := l.n * l.k * bf16Bytes
+	switch w.Format {
+	case formatInt4:
+		all = l.n * pad(l.k, w4Step) / 2
+	case formatFP8:
+		all /= 2
+	}
+	g.next, g.nextBytes = w.Data, min(all, p.device.SMs*max(w4Ahead, 8*pad(l.k, w4Step)))
+	return g
 }
 
 // productBF16: up to gemvRows tokens go to the streaming kernels, which norm x on the way; some more to gemm_sm90; the rest to cuBLASLt.

@@ -13,9 +13,10 @@ import (
 // Weights of four bits: how they lie on the device (w4.cuh says why), and their kernels beside w4_gemv.
 
 const (
-	w4Rows   = 8   // rows that lie together
-	w4Step   = 128 // columns of a row that do
-	w4Tokens = 16  // the most tokens that w4_gemv takes
+	w4Rows   = 8        // rows that lie together
+	w4Step   = 128      // columns of a row that do
+	w4Tokens = 16       // the most tokens that w4_gemv takes
+	w4Ahead  = 64 << 10 // bytes of the next weight for each SM, which are what a CTA asks for first
 )
 
 // int4Group tells whether the kernels take tensors that form one matrix in four bits, and the size of their groups. AWQ, GPTQ and
@@ -115,7 +116,7 @@ func dequantOp(d device, w weight, n, k int, out ptr) op {
 		Grid: [3]int{min(d.SMs*8, ceilDiv(n/w4Rows*ceilDiv(k, w4Step), 8)), 1, 1}, Block: 256, PDL: true, Params: paramBytes(&p), Bytes: int4Bytes(n, k, w.Group) + int64(n)*int64(k)*bf16Bytes}
 }
 
-// productInt4: few tokens go to w4_gemv; for more, cuBLASLt multiplies by a bf16 copy.
+// productInt4: few tokens go to w4_gemv, some more to w4_gemm; for many, cuBLASLt multiplies by a bf16 copy.
 func (p *planner) productInt4(g product) []node {
 	if g.m <= w4Tokens && !p.shape.Deterministic {
 		return nodesOf(g.w4Op(p.device))
@@ -123,6 +124,9 @@ func (p *planner) productInt4(g product) []node {
 	var nodes []node
 	if g.norm {
 		nodes, g.x = nodesOf(rmsnormOp(p.device, p.shape, p.buffers, g.gamma, g.m)), p.buffers.XN
+	}
+	if g.fitsW4GEMM() && !p.shape.Deterministic {
+		return append(nodes, nodesOf(g.w4GEMMOp(p.device, p.buffers))...)
 	}
 	nodes = append(nodes, nodesOf(dequantOp(p.device, g.w, g.n, g.k, p.buffers.Dequantised))...)
 	g.w = weight{Data: p.buffers.Dequantised}

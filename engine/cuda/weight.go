@@ -33,7 +33,7 @@ func formatOf(tensors []*weights.Tensor, s shape) (f format, group int) {
 	if fp8Takes(tensors, s.QuantizeFP8) {
 		return formatFP8, 0
 	}
-	if group, ok := int4Group(tensors); ok {
+	if group, ok := int4Group(tensors); ok && s.KeepInt4 {
 		return formatInt4, group
 	}
 	return formatBF16, 0

@@ -25,5 +25,8 @@ DEVICE int group_of(int step, int i) {
 // biased_pair i of a word: columns 2i and 2i+1 as bf16, 128 too much.
 DEVICE u32 biased_pair(u32 word, int i) { return (word >> (4 * i) & 0x000F000Fu) | 0x43004300u; }
 
+DEVICE u32 word_of(const uint4& v, int j) { return j == 0 ? v.x : j == 1 ? v.y : j == 2 ? v.z : v.w; }
+
 DEVICE float scale_of(u32 packed) { return __uint_as_float(packed & ~31u); }
 DEVICE float biased_zero(u32 packed) { return __uint_as_float((packed & 31u) | 0x4B000080u) - 8388608.f; }  // 128 + zero, by 2^23's last bits
+DEVICE u32 biased_zero_pair(u32 packed) { return 0xC300C300u | (packed & 31u) * 0x10001u; }  // -128 - zero, twice, as bf16

@@ -11,20 +11,21 @@
 #include "linear.cuh"
 #include "w4.cuh"
 
-#if !defined(BLOCKS) || !defined(SPAN)
-#error "BLOCKS: blocks of 16 rows that a CTA works on at once; SPAN: steps of 128 columns in flight of a unit"
+#if !defined(SPAN) || !defined(X_PLACE)
+#error "SPAN: steps of 128 columns in flight of a unit; X_PLACE: 0 x stays in registers, 1 in shared memory, 2 it streams beside W"
 #endif
+#define BLOCKS 1  // of 16 rows that a CTA works on at once
 #define THREADS 512
 
 constexpr int WARPS = THREADS / 32;
 constexpr int TILES = ceil_div(M, 8);             // token tiles
 constexpr int STEPS = ceil_div(KB, WARPS);        // of one warp
 constexpr int ROUNDS = ceil_div(STEPS, SPAN);
-constexpr bool KEEP_X = ROUNDS == 1 && SPAN == STEPS && STEPS * TILES <= 4;
-constexpr int UNROLL = KEEP_X ? max_of(1, (PER_STEP == 1 ? 4 : 2) / (STEPS * BLOCKS)) : 1;  // units whose loads are in flight together
+constexpr bool KEEP_X = X_PLACE < 2, X_SHARED = X_PLACE == 1;
+constexpr int UNROLL = KEEP_X ? max_of(1, (PER_STEP == 1 ? 4 : 2) / STEPS) : 1;  // units whose loads are in flight together
 constexpr int DEPTH = UNROLL * SPAN;
-constexpr bool X_SHARED = KEEP_X && STEPS * TILES > 2;  // each lane's own x, where registers have no room for it
-constexpr int X_SLOTS = KEEP_X ? STEPS * 4 : TILES == 1 ? 4 : 2;  // pieces of 32 columns; where x streams, a step or half a step ahead
+constexpr int PIECES = STEPS * 4;  // of 32 columns, of a warp
+constexpr int X_SLOTS = X_PLACE == 0 ? PIECES : TILES == 1 ? 8 : 2;  // pieces in registers; where x streams, two steps or half a step ahead
 constexpr int UNIT_ROWS = 16 * BLOCKS;
 constexpr int UNITS = ceil_div(N, UNIT_ROWS);
 constexpr int OUT = EPILOGUE == SWIGLU ? UNIT_ROWS / 2 : UNIT_ROWS;
@@ -32,6 +33,8 @@ constexpr int OUTPUTS = EPILOGUE == SWIGLU ? N / 2 : N;
 constexpr int PER_THREAD = ceil_div(OUT * TILES * 8, THREADS);
 constexpr bool WHOLE = ROUNDS * SPAN * WARPS * 128 == K;  // no step runs past K
 static_assert(M <= 16, "more tokens than two tiles");
+static_assert(X_PLACE != 0 || SPAN == STEPS, "x in registers is indexed by the step of a unit");
+static_assert(SPAN * 4 % X_SLOTS == 0 || X_SHARED, "each round begins with the same piece");
 static_assert(!IS_HEAD, "the head is not kept in four bits");
 
 struct Params {
@@ -41,8 +44,9 @@ struct Params {
 	const bf16* gamma;  // [K], NORM
 	const bf16* bias;   // [N], STORE_BIAS
 	bf16* y;            // [M, N], SwiGLU [M, N/2]; RESIDUAL adds to it
+	const u8* next;     // weights that the next product begins with
 	i32 tokens;         // at most M
-	i32 pad;
+	u32 next_bytes;     // of which each CTA brings a part to the L2 when its own loads are on their way; 0: none
 };
 
 struct Shared {
@@ -50,10 +54,8 @@ struct Shared {
 	float squares[WARPS][16];
 	float scale[16];
 	uint4 gamma[NORM ? ceil_div(K, 8) : 1];
-	uint4 x[X_SHARED ? X_SLOTS : 1][X_SHARED ? TILES : 1][X_SHARED ? THREADS : 1];
-};
-
-DEVICE u32 part(const uint4& v, int i) { return i == 0 ? v.x : i == 1 ? v.y : i == 2 ? v.z : v.w; }
+	float2 group_sum[X_SHARED ? WARPS : 1][X_SHARED ? STEPS * PER_STEP : 1][TILES][4];
+};  // behind it, X_SHARED: uint4 x[WARPS][PIECES][tokens][4]; a lane uses what it brought
 
 extern "C" __global__ void __launch_bounds__(THREADS, 1) w4_gemv(const __grid_constant__ Params p) {
 	extern __shared__ uint4 smem[];
@@ -88,7 +90,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) w4_gemv(const __grid_co
 	PDL_WAIT();
 	if (NORM) __syncthreads();
 
-	uint4 x[X_SLOTS][TILES];  // of these, X_SHARED keeps none for long
+	uint4 x[X_SLOTS][TILES];  // X_SHARED has none
 	auto load_x = [&](uint4(&dst)[TILES], int step, int j) {  // columns 32j.. of the step
 #pragma unroll
 		for (int i = 0; i < TILES; i++) {
@@ -97,9 +99,29 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) w4_gemv(const __grid_co
 			if (i * 8 + g < p.tokens && (WHOLE || (step < STEPS && k < K))) dst[i] = ld16(p.x + (size_t)(i * 8 + g) * K + k);
 		}
 	};
-	if (first < UNITS) {
+	auto shared_x = [&](int piece, int i) -> uint4& { return reinterpret_cast<uint4*>(&sh + 1)[((warp * PIECES + piece) * p.tokens + i * 8 + g) * 4 + t]; };
+	auto read_x = [&](uint4(&dst)[TILES], int piece) {
 #pragma unroll
-		for (int s = 0; s < X_SLOTS; s++) load_x(x[s], s / 4, s % 4);
+		for (int i = 0; i < TILES; i++) {
+			dst[i] = make_uint4(0, 0, 0, 0);
+			if (i * 8 + g < p.tokens) dst[i] = shared_x(piece, i);
+		}
+	};
+	if (first < UNITS) {
+		if (X_SHARED) {
+#pragma unroll
+			for (int s = 0; s < PIECES; s++)
+#pragma unroll
+				for (int i = 0; i < TILES; i++) {
+					const int m = i * 8 + g, k = k_lane + s * 32;
+					if (m < p.tokens) cp_async16(smem_addr(&shared_x(s, i)), p.x + (size_t)m * K + (WHOLE || k < K ? k : 0), WHOLE || k < K);
+				}
+			cp_async_commit();
+			cp_async_wait<0>();
+		} else {
+#pragma unroll
+			for (int s = 0; s < X_SLOTS; s++) load_x(x[s], s / 4, s % 4);
+		}
 	}
 
 	float squares[NORM ? TILES : 1][4] = {};
@@ -131,34 +153,46 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) w4_gemv(const __grid_co
 			mma_bf16(sum[i], ones, ones, ones, ones, v[i].z, v[i].w);
 		}
 	};
-	float group_sum[KEEP_X ? STEPS * PER_STEP : 1][TILES][2];
+	float group_sum[X_PLACE == 0 ? STEPS * PER_STEP : 1][TILES][2];
 	if (KEEP_X && first < UNITS) {
 #pragma unroll
 		for (int q = 0; q < STEPS * PER_STEP; q++) {
 			float sum[TILES][4] = {};
 #pragma unroll
 			for (int s = q * 4 / PER_STEP; s < (q + 1) * 4 / PER_STEP; s++) {
+				uint4(&v)[TILES] = x[X_SHARED ? 0 : s];
+				if (X_SHARED) read_x(v, s);
 				if (NORM) {
-					square(x[s]);
-					scale_by_gamma(x[s], s / 4, s % 4);
-				}
-				add_up(sum, x[s]);
-				if (X_SHARED) {
+					square(v);
+					scale_by_gamma(v, s / 4, s % 4);
+					if (X_SHARED) {
 #pragma unroll
-					for (int i = 0; i < TILES; i++) sh.x[s][i][tid] = x[s][i];
+						for (int i = 0; i < TILES; i++)
+							if (i * 8 + g < p.tokens) shared_x(s, i) = v[i];
+					}
 				}
+				add_up(sum, v);
 			}
 #pragma unroll
 			for (int i = 0; i < TILES; i++) {
-				group_sum[q][i][0] = sum[i][0];
-				group_sum[q][i][1] = sum[i][1];
+				if (X_SHARED) {
+					if (g == 0) sh.group_sum[warp][q][i][t] = make_float2(sum[i][0], sum[i][1]);
+				} else {
+					group_sum[X_SHARED ? 0 : q][i][0] = sum[i][0];
+					group_sum[X_SHARED ? 0 : q][i][1] = sum[i][1];
+				}
 			}
 		}
 		if (NORM) store_squares();
+		__syncwarp();
 	}
 
 	int parity = 0;
 	for (int unit0 = first; unit0 < UNITS; unit0 += UNROLL * stride) {
+		if (tid == 0 && unit0 + UNROLL * stride >= UNITS && p.next_bytes > 0) {  // the last round: its loads are on their way
+			const u32 share = ceil_div(p.next_bytes, gridDim.x * 128) * 128, to = min((blockIdx.x + 1) * share, p.next_bytes);
+			for (u32 at = blockIdx.x * share; at < to; at += 8192) prefetch_l2(p.next + at, min(8192u, to - at), policy_evict_last());
+		}
 #pragma unroll
 		for (int u = 0; u < UNROLL; u++) {
 			const int unit = unit0 + u * stride;
@@ -177,12 +211,17 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) w4_gemv(const __grid_co
 #pragma unroll
 						for (int j = q * 4 / PER_STEP; j < (q + 1) * 4 / PER_STEP; j++) {
 							uint4 xv[TILES];
+							if (X_SHARED) {
+								read_x(xv, min((round * SPAN + d) * 4 + j, PIECES - 1));
+							} else {
 #pragma unroll
-							for (int i = 0; i < TILES; i++) xv[i] = X_SHARED ? sh.x[d * 4 + j][i][tid] : x[KEEP_X ? d * 4 + j : j % X_SLOTS][i];
+								for (int i = 0; i < TILES; i++) xv[i] = x[(d * 4 + j) % X_SLOTS][i];
+							}
 							if (!KEEP_X) {
 								const int ahead = d * 4 + j + X_SLOTS;  // in pieces of the round
 								const bool in_round = ahead < SPAN * 4;
-								if (in_round || next_unit < UNITS) load_x(x[j % X_SLOTS], in_round ? round * SPAN + ahead / 4 : next_round * SPAN, ahead % 4);
+								if (in_round || next_unit < UNITS)
+									load_x(x[ahead % X_SLOTS], in_round ? round * SPAN + ahead / 4 : next_round * SPAN + ahead / 4 - SPAN, ahead % 4);
 								if (NORM) {
 									if (unit == first) square(xv);
 									scale_by_gamma(xv, round * SPAN + d, j);
@@ -191,7 +230,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) w4_gemv(const __grid_co
 							}
 #pragma unroll
 							for (int b = 0; b < BLOCKS; b++) {
-								const u32 upper = part(w[slot][b][0], j), lower = part(w[slot][b][1], j);
+								const u32 upper = word_of(w[slot][b][0], j), lower = word_of(w[slot][b][1], j);
 								u32 a[4][2];
 #pragma unroll
 								for (int i = 0; i < 4; i++) {
@@ -206,6 +245,17 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) w4_gemv(const __grid_co
 							}
 						}
 #pragma unroll
+						for (int i = 0; i < TILES; i++) {  // tokens 2t and 2t+1
+							if (X_SHARED) {
+								const float2 v = sh.group_sum[warp][min((round * SPAN + d) * PER_STEP + q, STEPS * PER_STEP - 1)][i][t];
+								sum[i][0] = v.x;
+								sum[i][1] = v.y;
+							} else if (X_PLACE == 0) {
+								sum[i][0] = group_sum[X_SHARED ? 0 : d * PER_STEP + q][i][0];
+								sum[i][1] = group_sum[X_SHARED ? 0 : d * PER_STEP + q][i][1];
+							}
+						}
+#pragma unroll
 						for (int b = 0; b < BLOCKS; b++)
 #pragma unroll
 							for (int r = 0; r < 2; r++) {
@@ -213,10 +263,8 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) w4_gemv(const __grid_co
 #pragma unroll
 								for (int i = 0; i < TILES; i++)
 #pragma unroll
-									for (int e = 0; e < 2; e++) {
-										const float of_x = KEEP_X ? group_sum[KEEP_X ? d * PER_STEP + q : 0][i][e] : sum[i][e];
-										total[b][i][2 * r + e] = fmaf(scale, fmaf(-zero, of_x, c[b][i][2 * r + e]), total[b][i][2 * r + e]);
-									}
+									for (int e = 0; e < 2; e++)
+										total[b][i][2 * r + e] = fmaf(scale, fmaf(-zero, sum[i][e], c[b][i][2 * r + e]), total[b][i][2 * r + e]);
 							}
 					}
 					if (next_unit < UNITS) load_w(slot, next_unit, next_round * SPAN + d);

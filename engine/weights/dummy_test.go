@@ -92,3 +92,28 @@ func TestDummyRowsDiffer(t *testing.T) {
 		seen[[4]float32(row)] = i
 	}
 }
+
+// A dummy of four bits has at most 16 values, which bfloat16 holds, about as far apart as others of its size.
+func TestDummyInt4(t *testing.T) {
+	dir, err := configs.Dir("qwen2.5-7b")
+	require.NoError(t, err)
+	cfg, err := model.Load(dir, `{"quantization_config": {"quant_method": "awq", "bits": 4, "group_size": 128}}`)
+	require.NoError(t, err)
+	store := NewDummy(cfg)
+	head, _ := store.Tensor("lm_head.weight")
+	assert.Nil(t, head.Quant, "the head stays plain")
+	w, ok := store.Tensor("model.layers.3.mlp.down_proj.weight")
+	require.True(t, ok)
+	require.Equal(t, I4, w.DType)
+	require.Equal(t, 128, w.Quant.GroupSize)
+	require.EqualValues(t, w.Rows()*w.RowLen()/2, w.Bytes())
+	row, values, squares := make([]float32, w.RowLen()), map[float32]bool{}, 0.0
+	w.Row(5, row)
+	for _, v := range row {
+		require.Equal(t, v, BF16ToFloat32(BF16FromFloat32(v)))
+		values[v] = true
+		squares += float64(v) * float64(v)
+	}
+	assert.Len(t, values, 16)
+	assert.InEpsilon(t, 1/math.Sqrt(float64(w.RowLen())), math.Sqrt(squares/float64(len(row))), 0.1)
+}

@@ -16,6 +16,8 @@ import (
 const (
 	gemmTokens     = 128 // the most tokens it takes
 	gemmPays       = 128 // the most tokens for which it beats cuBLASLt: docs/perf-log.md
+	gemmMostRows   = 192 // rows of W of a tile: wider ones, and the head's choice of a token in its epilogue, wait for their tests on a GPU
+	headChooses    = 16  // the most rows whose tokens the head chooses in its epilogue (gemv_mma's)
 	gemmStep       = 64  // columns of a stage
 	gemmThreads    = 320
 	gemmStageBytes = 208 << 10 // of shared memory
@@ -53,16 +55,9 @@ func (l linear) gemmTiles(d device) []gemmTile {
 		if t.split > 1 && (l.end == epilogueHeadFast || l.end == epilogueHeadLogits) {
 			break // it is large, and its epilogue sees whole sums
 		}
-		most := 256
-		if t.tokens > 64 { // registers
-			switch {
-			case l.end == epilogueHeadFast:
-				most = 192
-			case l.end == epilogueResidual && t.split == 1:
-				most = 160
-			case l.end == epilogueResidual:
-				most = 224
-			}
+		most := gemmMostRows
+		if t.tokens > 64 && l.end == epilogueResidual && t.split == 1 {
+			most = 160 // registers
 		}
 		for t.rows = 32; t.rows <= most; t.rows += step {
 			stage := (t.rows + t.tokens) * gemmStep * bf16Bytes
@@ -107,7 +102,7 @@ func (t gemmTile) sums(l linear) int {
 // cost estimates the product's time in nanoseconds on an H100: memory's share is the same for all tiles, so what counts is what one CTA
 // pulls from L2, where that is slower, and the exchange between CTAs.
 func (t gemmTile) cost(l linear, d device) float64 {
-	const memory, l2, exchange = 3100, 45, 40 // bytes/ns: the device's, an SM's, between SMs
+	const memory, l2, exchange = 3100, 40, 40 // bytes/ns: the device's, an SM's, between SMs
 	rounds := 1
 	if t.split == 1 {
 		rounds = ceilDiv(ceilDiv(l.n, t.rows), d.SMs)
@@ -117,7 +112,7 @@ func (t gemmTile) cost(l linear, d device) float64 {
 	all := float64(l.n*l.k*bf16Bytes) / memory
 	tail := 0.
 	if t.split > 1 {
-		tail = 1500 + float64(t.sums(l))/exchange
+		tail = 1000 + float64(t.sums(l))/exchange
 	}
 	return max(cta, all) + cta/20 + tail
 }
@@ -176,7 +171,7 @@ func gemmSquaresBytes(d device) int64 { return int64(d.SMs) * gemmTokens * 4 }
 
 func (c *gemmCall) op() op {
 	l, t := c.linear, c.tile
-	smem := t.stages*((t.rows+t.tokens)*gemmStep*bf16Bytes+16) + 64*(8+4) + max(t.tokens, 64)*4 + 16
+	smem := t.stages*((t.rows+t.tokens)*gemmStep*bf16Bytes+16) + 64*(8+4) + max(t.tokens, 64)*4
 	cluster := 0
 	if t.split > 1 {
 		cluster = t.split

@@ -58,7 +58,7 @@ func (st stepShape) decodeOnly() bool { return st.decode == st.rows && st.sample
 func (st stepShape) padded() stepShape {
 	if st.decodeOnly() {
 		n := bucketFor(st.rows)
-		return stepShape{rows: n, decode: n, tokens: n, samples: n, full: st.full || n > gemmPays, drafts: st.drafts}
+		return stepShape{rows: n, decode: n, tokens: n, samples: n, full: st.full || n > headChooses, drafts: st.drafts}
 	}
 	if st.tokens <= gemvRows {
 		st.tokens = bucketFor(st.tokens)
@@ -69,7 +69,7 @@ func (st stepShape) padded() stepShape {
 	if st.samples > 0 {
 		st.samples = bucketFor(st.samples)
 	}
-	st.full = st.full || st.samples > gemmPays
+	st.full = st.full || st.samples > headChooses
 	return st
 }
 

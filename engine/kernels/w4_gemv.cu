@@ -14,7 +14,6 @@
 #if !defined(SPAN) || !defined(X_PLACE)
 #error "SPAN: steps of 128 columns in flight of a unit; X_PLACE: 0 x stays in registers, 1 in shared memory, 2 it streams beside W"
 #endif
-#define BLOCKS 1  // of 16 rows that a CTA works on at once
 #define THREADS 512
 
 constexpr int WARPS = THREADS / 32;
@@ -26,9 +25,8 @@ constexpr int UNROLL = KEEP_X ? max_of(1, (PER_STEP == 1 ? 4 : 2) / STEPS) : 1; 
 constexpr int DEPTH = UNROLL * SPAN;
 constexpr int PIECES = STEPS * 4;  // of 32 columns, of a warp
 constexpr int X_SLOTS = X_PLACE == 0 ? PIECES : TILES == 1 ? 8 : 2;  // pieces in registers; where x streams, two steps or half a step ahead
-constexpr int UNIT_ROWS = 16 * BLOCKS;
-constexpr int UNITS = ceil_div(N, UNIT_ROWS);
-constexpr int OUT = EPILOGUE == SWIGLU ? UNIT_ROWS / 2 : UNIT_ROWS;
+constexpr int UNITS = ceil_div(N, 16);
+constexpr int OUT = EPILOGUE == SWIGLU ? 8 : 16;  // outputs of a unit
 constexpr int OUTPUTS = EPILOGUE == SWIGLU ? N / 2 : N;
 constexpr int PER_THREAD = ceil_div(OUT * TILES * 8, THREADS);
 constexpr bool WHOLE = ROUNDS * SPAN * WARPS * 128 == K;  // no step runs past K
@@ -50,7 +48,7 @@ struct Params {
 };
 
 struct Shared {
-	float sum[2][WARPS][BLOCKS][TILES][16][8];  // two units: one barrier a unit is enough
+	float sum[2][WARPS][TILES][16][8];  // two units: one barrier a unit is enough
 	float squares[WARPS][16];
 	float scale[16];
 	uint4 gamma[NORM ? ceil_div(K, 8) : 1];
@@ -65,20 +63,20 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) w4_gemv(const __grid_co
 	const int first = blockIdx.x, stride = gridDim.x;
 	PDL_LAUNCH();
 
-	uint4 w[DEPTH][BLOCKS][2];
-	u32 packed[DEPTH][BLOCKS][2][PER_STEP];  // scales and zero points
+	uint4 w[DEPTH][2];
+	u32 packed[DEPTH][2][PER_STEP];  // scales and zero points
 	auto load_w = [&](int slot, int unit, int step) {
 		const bool valid = WHOLE || (step < STEPS && first_step + step < KB);
 #pragma unroll
-		for (int i = 0; i < BLOCKS * 2; i++) {
-			const int b = i / 2, r = i % 2, rows = unit * BLOCKS * 2 + i;
-			const bool there = valid && (N % UNIT_ROWS == 0 || rows < N / 8);
-			w[slot][b][r] = make_uint4(0, 0, 0, 0);
-			if (there) w[slot][b][r] = ld_weight(p.w + ((size_t)rows * KB + first_step + step) * 32 + lane);
+		for (int r = 0; r < 2; r++) {
+			const int rows = unit * 2 + r;
+			const bool there = valid && (N % 16 == 0 || rows < N / 8);
+			w[slot][r] = make_uint4(0, 0, 0, 0);
+			if (there) w[slot][r] = ld_weight(p.w + ((size_t)rows * KB + first_step + step) * 32 + lane);
 #pragma unroll
 			for (int q = 0; q < PER_STEP; q++) {
-				packed[slot][b][r][q] = 0;
-				if (there) packed[slot][b][r][q] = ld_weight4(p.scale + (rows * GROUPS + group_of(first_step + step, q)) * 8 + g);
+				packed[slot][r][q] = 0;
+				if (there) packed[slot][r][q] = ld_weight4(p.scale + (rows * GROUPS + group_of(first_step + step, q)) * 8 + g);
 			}
 		}
 	};
@@ -197,7 +195,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) w4_gemv(const __grid_co
 		for (int u = 0; u < UNROLL; u++) {
 			const int unit = unit0 + u * stride;
 			if (u > 0 && unit >= UNITS) break;
-			float total[BLOCKS][TILES][4] = {};
+			float total[TILES][4] = {};
 #pragma unroll 1
 			for (int round = 0; round < ROUNDS; round++) {
 				const bool last = round + 1 == ROUNDS;
@@ -207,7 +205,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) w4_gemv(const __grid_co
 					const int slot = u * SPAN + d;
 #pragma unroll
 					for (int q = 0; q < PER_STEP; q++) {
-						float c[BLOCKS][TILES][4] = {}, sum[TILES][4] = {};
+						float c[TILES][4] = {}, sum[TILES][4] = {};
 #pragma unroll
 						for (int j = q * 4 / PER_STEP; j < (q + 1) * 4 / PER_STEP; j++) {
 							uint4 xv[TILES];
@@ -228,20 +226,17 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) w4_gemv(const __grid_co
 								}
 								add_up(sum, xv);
 							}
+							const u32 upper = word_of(w[slot][0], j), lower = word_of(w[slot][1], j);
+							u32 a[4][2];
 #pragma unroll
-							for (int b = 0; b < BLOCKS; b++) {
-								const u32 upper = word_of(w[slot][b][0], j), lower = word_of(w[slot][b][1], j);
-								u32 a[4][2];
+							for (int i = 0; i < 4; i++) {
+								a[i][0] = biased_pair(upper, i);
+								a[i][1] = biased_pair(lower, i);
+							}
 #pragma unroll
-								for (int i = 0; i < 4; i++) {
-									a[i][0] = biased_pair(upper, i);
-									a[i][1] = biased_pair(lower, i);
-								}
-#pragma unroll
-								for (int i = 0; i < TILES; i++) {
-									mma_bf16(c[b][i], a[0][0], a[0][1], a[1][0], a[1][1], xv[i].x, xv[i].y);
-									mma_bf16(c[b][i], a[2][0], a[2][1], a[3][0], a[3][1], xv[i].z, xv[i].w);
-								}
+							for (int i = 0; i < TILES; i++) {
+								mma_bf16(c[i], a[0][0], a[0][1], a[1][0], a[1][1], xv[i].x, xv[i].y);
+								mma_bf16(c[i], a[2][0], a[2][1], a[3][0], a[3][1], xv[i].z, xv[i].w);
 							}
 						}
 #pragma unroll
@@ -256,29 +251,25 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) w4_gemv(const __grid_co
 							}
 						}
 #pragma unroll
-						for (int b = 0; b < BLOCKS; b++)
+						for (int r = 0; r < 2; r++) {
+							const float scale = scale_of(packed[slot][r][q]), zero = biased_zero(packed[slot][r][q]);
 #pragma unroll
-							for (int r = 0; r < 2; r++) {
-								const float scale = scale_of(packed[slot][b][r][q]), zero = biased_zero(packed[slot][b][r][q]);
+							for (int i = 0; i < TILES; i++)
 #pragma unroll
-								for (int i = 0; i < TILES; i++)
-#pragma unroll
-									for (int e = 0; e < 2; e++)
-										total[b][i][2 * r + e] = fmaf(scale, fmaf(-zero, sum[i][e], c[b][i][2 * r + e]), total[b][i][2 * r + e]);
-							}
+								for (int e = 0; e < 2; e++)
+									total[i][2 * r + e] = fmaf(scale, fmaf(-zero, sum[i][e], c[i][2 * r + e]), total[i][2 * r + e]);
+						}
 					}
 					if (next_unit < UNITS) load_w(slot, next_unit, next_round * SPAN + d);
 				}
 			}
 
 #pragma unroll
-			for (int b = 0; b < BLOCKS; b++)
-#pragma unroll
-				for (int i = 0; i < TILES; i++) {
-					float(&s)[16][8] = sh.sum[parity][warp][b][i];
-					*reinterpret_cast<float2*>(&s[g][2 * t]) = make_float2(total[b][i][0], total[b][i][1]);
-					*reinterpret_cast<float2*>(&s[g + 8][2 * t]) = make_float2(total[b][i][2], total[b][i][3]);
-				}
+			for (int i = 0; i < TILES; i++) {
+				float(&s)[16][8] = sh.sum[parity][warp][i];
+				*reinterpret_cast<float2*>(&s[g][2 * t]) = make_float2(total[i][0], total[i][1]);
+				*reinterpret_cast<float2*>(&s[g + 8][2 * t]) = make_float2(total[i][2], total[i][3]);
+			}
 			// Thread i finishes output i / tokens of token i % tokens, and what it adds to is on its way while the warps meet.
 			float old[PER_THREAD];
 #pragma unroll
@@ -302,13 +293,13 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) w4_gemv(const __grid_co
 			for (int i = 0; i < PER_THREAD; i++) {
 				const int e = tid + i * THREADS, r = e / (TILES * 8), m = e % (TILES * 8), o = unit * OUT + r;
 				if (e >= OUT * TILES * 8 || o >= OUTPUTS || m >= p.tokens) continue;
-				auto sum_of = [&](int block, int row) {
+				auto sum_of = [&](int row) {
 					float s = 0.f;
 #pragma unroll 4  // x and the next W hold the registers
-					for (int j = 0; j < WARPS; j++) s += sh.sum[parity][j][block][m / 8][row][m % 8];
+					for (int j = 0; j < WARPS; j++) s += sh.sum[parity][j][m / 8][row][m % 8];
 					return NORM ? s * sh.scale[m] : s;
 				};
-				const float value = EPILOGUE == SWIGLU ? swiglu(sum_of(r / 8, r % 8), sum_of(r / 8, r % 8 + 8)) : sum_of(r / 16, r % 16);
+				const float value = EPILOGUE == SWIGLU ? swiglu(sum_of(r), sum_of(r + 8)) : sum_of(r);
 				p.y[(size_t)m * OUTPUTS + o] = to_bf16(value + old[i]);
 			}
 			parity ^= 1;

@@ -54,7 +54,7 @@ func TestUpload(t *testing.T) {
 	for name, cfg := range backendtest.Models() {
 		t.Run("dummy/"+name, func(t *testing.T) { check(t, cfg, weights.NewDummy(cfg)) })
 	}
-	for _, family := range []string{"llama", "llama-tied", "mistral-window", "qwen2", "qwen3"} { // bfloat16, float16 and float32 files
+	for _, family := range []string{"llama", "llama-tied", "mistral-window", "qwen2", "qwen3", "llama-awq", "llama-gptq"} { // bfloat16, float16 and float32 files, and four bits
 		t.Run("file/"+family, func(t *testing.T) {
 			path, err := tinymodel.Dir(family)
 			require.NoError(t, err)

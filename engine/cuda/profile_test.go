@@ -39,7 +39,7 @@ func TestEveryNodeIsKnownToProfilers(t *testing.T) {
 						context[o.context]++
 					}
 					require.Len(t, layers, 2, "%s %+v", name, st)
-					require.Equal(t, layers[0], layers[1])
+					require.Contains(t, []int{0, 1}, layers[0]-layers[1], "only the first layer's norm may be a kernel where products norm for each other")
 					want := func(is bool) int {
 						if is {
 							return 2

@@ -1,8 +1,8 @@
 // gemm_sm90: y[m] = epilogue(x[m] W^T) for M = 17..128 tokens: tensor copies (TMA) feed warpgroup products (wgmma).
 //
 // Shapes: W [N, K] bf16 row-major, x [M, K], y [M, N]. A CTA makes ROWS outputs of all tokens, over 1/SPLIT of K. Grid: CTAs of one tile
-// are neighbours and a cluster; without SPLIT a CTA takes several tiles if there are more than CTAs. 288 threads: two warpgroups that
-// multiply and one warp that copies. Tokens are the M of wgmma (64 a warpgroup; up to 64 tokens the warpgroups share them and
+// are neighbours and a cluster; without SPLIT a CTA takes several tiles if there are more than CTAs. 320 threads: two warpgroups that
+// multiply, a warp that copies and one that makes scales. Tokens are the M of wgmma (64 a warpgroup; up to 64 tokens the warpgroups share them and
 // halve the rows of W), rows of W its N, in steps of 16: so a tile may be cut to fill the device in one wave.
 // Shared memory: STAGES of (TOKENS of x + ROWS of W) x 64 columns. x of 32 tokens takes 32 rows of it: the product reads 32 more, of W,
 // into rows of D that nobody looks at.

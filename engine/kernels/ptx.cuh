@@ -267,10 +267,6 @@ DEVICE void bulk_load(void* dst, const void* src, u32 bytes, u64* bar, u64 polic
 	asm volatile("cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes.L2::cache_hint [%0], [%1], %2, [%3], %4;"
 	             ::"r"(smem_addr(dst)), "l"(src), "r"(bytes), "r"(smem_addr(bar)), "l"(policy) : "memory");
 }
-// tensor_prefetch brings the box into L2.
-DEVICE void tensor_prefetch(const void* map, i32 column, i32 row, u64 policy) {
-	asm volatile("cp.async.bulk.prefetch.tensor.2d.L2.global.tile.L2::cache_hint [%0, {%1, %2}], %3;" ::"l"(map), "r"(column), "r"(row), "l"(policy) : "memory");
-}
 DEVICE void prefetch_l2(const void* p, u32 bytes, u64 policy) {  // multiples of 16
 	asm volatile("cp.async.bulk.prefetch.L2.global.L2::cache_hint [%0], %1, %2;" ::"l"(p), "r"(bytes), "l"(policy) : "memory");
 }

@@ -203,8 +203,8 @@ func backendOptions(o *Options, cfg *model.Config, progress func(string, float64
 	return b
 }
 
-// verifyTokens is the most rows and drafts together of a step with drafts. Beyond, a token costs what it brings on every device that
-// was measured (docs/perf-log.md).
+// verifyTokens is the most rows and drafts together of a step with drafts: three rows with all their drafts. It bounds the device's arrays; how
+// many of them pay is measured.
 const verifyTokens = 48
 
 // speculates tells that requests guess tokens.

@@ -1,5 +1,5 @@
 # Profiling: see docs/profiling.md.
-.PHONY: nsys-one-batch nsys-server nsys-sessions nsys-stop trace-viewer timeline hooks-cost
+.PHONY: nsys-one-batch nsys-server nsys-sessions nsys-stop trace-viewer timeline hooks-cost profile-check
 
 # NSYSFLAGS go to nsys, ARGS to the program; MODEL, OUT, STEPS and NSYS as profiling/nsys/record.sh tells.
 export MODEL OUT STEPS NSYS
@@ -46,3 +46,9 @@ hooks-cost: ## compare a build without profiling hooks with the ordinary one, in
 	@rm -rf $(HOOKS)/results
 	@$(GO) run ./benchstat/ab --base $(HOOKS)/without.test --new $(HOOKS)/with.test --pkg $(HOOKS_PKG) --bench '$(HOOKS_BENCH)' --benchtime $(HOOKS_TIME) \
 	  --n $(RUNS) --threshold 0.005 --out $(HOOKS)/results -- $(HOOKS_FLAGS)
+
+profile-check: ## on a GPU: CUPTI missing and taken, the real nsys, stamps in serving and their cost, the ceilings' probe, the hooks' cost
+	@TOKAMAK_REQUIRE_GPU=1 $(GO) test -tags cuda -count=1 -v ./engine/cmd/launch_server -run 'NoCUPTI|StampsOf|UnderNsys'
+	@TOKAMAK_REQUIRE_GPU=1 $(GO) test -tags cuda -count=1 -v ./engine/cuda -run 'FLOPProbe'
+	@$(MAKE) -s timeline
+	@$(MAKE) -s hooks-cost TAGS=cuda HOOKS_FLAGS='--model-path fixtures/configs/llama-3.2-1b --load-format dummy --batch-size 1 --input-len 64 --output-len 400'

@@ -6,6 +6,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"regexp"
+	"strconv"
 	"strings"
 	"testing"
 
@@ -13,10 +14,10 @@ import (
 	"github.com/stretchr/testify/require"
 )
 
-var tenfold = regexp.MustCompile(`step-us \+\d{4,}\.`)
+var growth = regexp.MustCompile(`step-us \+(\d+)\.`)
 
 // TestAPlantedSlowdownIsNamed builds the benchmarks twice, once with an attention that first does nothing for a while, profiles a batch with
-// both in turn, and lets benchstat judge: it fails, and the one kernel that it names is attention.
+// both in turn, and lets benchstat judge: it fails, and the one kernel that it names above all is attention.
 func TestAPlantedSlowdownIsNamed(t *testing.T) {
 	if testing.Short() {
 		t.Skip("builds the benchmarks twice: left out of -short")
@@ -56,17 +57,19 @@ func TestAPlantedSlowdownIsNamed(t *testing.T) {
 	for side, text := range rows {
 		require.NoError(t, os.WriteFile(filepath.Join(dir, side+".txt"), []byte(text.String()), 0o600))
 	}
-	// Of the noise of a shared machine nothing is asked but that it makes no kernel ten times as slow.
 	out, err := exec.Command("go", "run", "../benchstat", "-filter", ".unit:step-us", "-threshold", "0.5", "-ignore", "commit,date,throttled,machine", filepath.Join(dir, "old.txt"), filepath.Join(dir, "new.txt")).CombinedOutput()
 	var exit *exec.ExitError
 	require.ErrorAs(t, err, &exit, string(out))
 	assert.Equal(t, 1, exit.ExitCode(), string(out))
-	var worse []string
+	// Of a shared machine's noise nothing is asked but that it slows no kernel as much as the plant, which makes attention several times as slow.
+	most, named := 0, ""
 	for line := range strings.Lines(string(out)) {
-		if strings.HasPrefix(line, "worse ") && tenfold.MatchString(line) {
-			worse = append(worse, line)
+		if m := growth.FindStringSubmatch(line); m != nil && strings.HasPrefix(line, "worse ") {
+			if percent, err := strconv.Atoi(m[1]); err == nil && percent > most {
+				most, named = percent, line
+			}
 		}
 	}
-	require.Len(t, worse, 1, string(out))
-	assert.Contains(t, worse[0], "kernel=attention ")
+	assert.Contains(t, named, "kernel=attention ", string(out))
+	assert.Greater(t, most, 200, named)
 }

@@ -51,4 +51,4 @@ profile-check: ## on a GPU: CUPTI missing and taken, the real nsys, stamps in se
 	@TOKAMAK_REQUIRE_GPU=1 $(GO) test -tags cuda -count=1 -v ./engine/cmd/launch_server -run 'NoCUPTI|StampsOf|UnderNsys'
 	@TOKAMAK_REQUIRE_GPU=1 $(GO) test -tags cuda -count=1 -v ./engine/cuda -run 'FLOPProbe'
 	@$(MAKE) -s timeline
-	@$(MAKE) -s hooks-cost TAGS=cuda HOOKS_FLAGS='--model-path fixtures/configs/llama-3.2-1b --load-format dummy --batch-size 1 --input-len 64 --output-len 400'
+	@$(MAKE) -s hooks-cost TAGS=cuda HOOKS_FLAGS='--model-path $(CURDIR)/fixtures/configs/llama-3.2-1b --load-format dummy --batch-size 1 --input-len 64 --output-len 400'

@@ -106,11 +106,11 @@ func TestOptionsOnTheGPU(t *testing.T) {
 				rounds++
 			}
 		}
+		settled(t, e)
 		s := e.Stats()
 		t.Logf("%d of %d tokens compared, %d of %d requests left at a tie; %d preemptions, %d cached tokens", tokens, rounds*all, ties, rounds*len(requests), s.PreemptionsTotal, s.CachedTokensTotal)
 		require.Greater(t, tokens, rounds*all/2, "too many ties to say anything")
 		require.True(t, !preemption || s.PreemptionsTotal > 0, "nothing was preempted")
-		require.Zero(t, s.UsedPages)
 		if t.Failed() {
 			t.Logf("%+v", e.Options())
 		}

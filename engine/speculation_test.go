@@ -107,6 +107,7 @@ func TestSpeculationChangesNothing(t *testing.T) {
 				})
 			}
 			wg.Wait()
+			settled(t, e)
 			s := e.Stats()
 			if o.SpeculativeEager {
 				require.Positive(t, s.AcceptedTotal, "%+v", s)
@@ -115,7 +116,6 @@ func TestSpeculationChangesNothing(t *testing.T) {
 				require.True(t, ok)
 				require.Greater(t, length, 1.0)
 			}
-			require.Zero(t, s.UsedPages)
 			if t.Failed() {
 				t.Logf("%+v", o)
 			}

@@ -248,6 +248,7 @@ func TestAStopStringEndsTheRequestInTheEngineToo(t *testing.T) {
 	require.Equal(t, FinishStop, out.Finish)
 	require.Equal(t, []int32{first}, out.TokenIDs)
 	close(g)
+	eventually(t, func() bool { return len(e.Stats().FinishedTotal) > 0 }, "the engine has not heard of it")
 	settled(t, e)
 	require.Less(t, e.Stats().OutputTokensTotal, uint64(5), "it went on for nobody")
 	require.Equal(t, map[FinishReason]uint64{FinishStop: 1}, e.Stats().FinishedTotal)

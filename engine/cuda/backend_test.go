@@ -34,6 +34,7 @@ func needGPU(t testing.TB) {
 	}
 }
 
+// openTest opens a backend whose context the test owns.
 func openTest(t testing.TB, cfg *model.Config, w *weights.Store, o backend.Options, set settings) *Backend {
 	t.Helper()
 	needGPU(t)
@@ -41,6 +42,7 @@ func openTest(t testing.TB, cfg *model.Config, w *weights.Store, o backend.Optio
 	b, err := openWith(cfg, w, o, set)
 	require.NoError(t, err)
 	t.Cleanup(func() { require.NoError(t, b.Close()) })
+	own(t, b.context)
 	return b
 }
 

@@ -26,7 +26,6 @@ func TestFP8Upload(t *testing.T) {
 		o := testOptions
 		o.MaxContext, o.Quantization = min(o.MaxContext, cfg.MaxPositions), "fp8"
 		b := openTest(t, cfg, w, o, settings{})
-		require.NoError(t, b.context.Bind())
 		places, parts, err := weightArena(cfg, b.shape, w, &b.buffers, b.planner.layers)
 		require.NoError(t, err)
 		places.bind(b.memory[0])

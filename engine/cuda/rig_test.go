@@ -41,14 +41,12 @@ func newRig(t testing.TB, s shape) *rig {
 	needGPU(t)
 	found, err := pickDevice()
 	require.NoError(t, err)
-	runtime.LockOSThread()
-	t.Cleanup(runtime.UnlockOSThread)
 	if rigKernels.context == nil {
 		rigKernels.context, err = driver.Open(found)
 		require.NoError(t, err)
 		rigKernels.functions = map[string]*driver.Function{}
 	}
-	require.NoError(t, rigKernels.context.Bind())
+	own(t, rigKernels.context)
 	r := &rig{TB: t, shape: s, context: rigKernels.context, random: newRandom()}
 	r.device = device{Name: found.Name, SM: found.Major*10 + found.Minor, SMs: found.SMs, L2Bytes: found.L2Bytes, MaxSmem: found.SharedMemory, TotalMem: found.TotalMemory}
 	r.stream, err = driver.NewStream()
@@ -56,6 +54,24 @@ func newRig(t testing.TB, s shape) *rig {
 	t.Cleanup(func() { require.NoError(t, r.stream.Destroy()) })
 	r.compiler = newCompiler(r.device, s, nil)
 	return r
+}
+
+// own makes the context current to the test's goroutine, and keeps that on its thread, until the test ends. A subtest has a goroutine of
+// its own, so each that calls the driver owns the context itself: newRig, rig.in and openTest see to it.
+func own(t testing.TB, c *driver.Context) {
+	t.Helper()
+	runtime.LockOSThread()
+	t.Cleanup(runtime.UnlockOSThread)
+	require.NoError(t, c.Bind())
+}
+
+// in is r in a subtest: what it allocates is freed, and what it requires fails, there.
+func (r *rig) in(t testing.TB) *rig {
+	t.Helper()
+	own(t, r.context)
+	sub := *r
+	sub.TB = t
+	return &sub
 }
 
 func newRandom() *rand.Rand { return rand.New(rand.NewPCG(1, 2)) }

@@ -23,7 +23,6 @@ func TestUpload(t *testing.T) {
 		o := testOptions
 		o.MaxContext = min(o.MaxContext, cfg.MaxPositions)
 		b := openTest(t, cfg, w, o, settings{})
-		require.NoError(t, b.context.Bind())
 		places, parts, err := weightArena(cfg, b.shape, w, &b.buffers, b.planner.layers)
 		require.NoError(t, err)
 		places.bind(b.memory[0]) // the weights were allocated first

@@ -211,6 +211,7 @@ func TestW4GEMM(t *testing.T) {
 	r.prepare(ops...)
 	for _, c := range int4Shapes {
 		t.Run(fmt.Sprintf("n=%d/k=%d/group=%d", c.n, c.k, c.group), func(t *testing.T) {
+			r := r.in(t)
 			tensor := int4Tensor(r.random, c.n, c.k, c.group, c.n%32 == 0)
 			data, scales := encodeAll(tensor)
 			on := weight{Format: formatInt4, Data: put(r, data), Scales: put(r, scales), Group: c.group}

@@ -109,7 +109,7 @@ func (c *oneBatch) ownWords(tokens int) ([][]int32, error) {
 }
 
 // speculate times the batch as requests with guesses, and beside it the static batch with nothing but decode steps, one launched ahead
-// of the other: what speculation brings is the ratio of their rates, and the tokens should be the same.
+// of the other: what speculation brings is the ratio of their rates. A request alone must get the same tokens; among others a near-tie may flip.
 func (c *oneBatch) speculate(b *testing.B, name string) {
 	leaf(b, name+"/phase=speculate", func(b *testing.B) {
 		var rate, speedup, same float64
@@ -137,7 +137,11 @@ func (c *oneBatch) speculate(b *testing.B, name string) {
 			}
 			rate += float64(c.batch*(c.out-1)) / g.decode.Seconds()
 			speedup += decode.Seconds() / g.decode.Seconds()
-			same += commonTokens(plain.Tokens, g.tokens)
+			common := commonTokens(plain.Tokens, g.tokens)
+			if c.batch == 1 && common < 1 {
+				b.Fatalf("speculation changed the tokens: the first %.0f%% are the same", 100*common)
+			}
+			same += common
 			runs++
 		}
 		f := []figure{{"spec-tok/s", rate / runs}, {"speedup", speedup / runs}, {"same-pct", 100 * same / runs}}

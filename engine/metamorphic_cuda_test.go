@@ -37,9 +37,18 @@ func gpuCrowd() []Request {
 	return requests
 }
 
+// gpuModels are what is merged into the tiny model's config. Where outputs are compared within a tolerance, a token of the mixture takes all
+// experts: a choice between two nearly equal ones would fall the other way now and then, and change everything behind it.
+var gpuModels = map[string]string{"llama": "{}", "mixture": tinyMixture(4, 4)}
+
+func tinyMixture(experts, perToken int) string {
+	return fmt.Sprintf(`{"architectures": ["Qwen3MoeForCausalLM"], "model_type": "qwen3_moe", "head_dim": 64, "moe_intermediate_size": 96, "norm_topk_prob": true,
+		"num_experts": %d, "num_experts_per_tok": %d}`, experts, perToken)
+}
+
 // aloneOnGPU gives what each request gets with the engine to itself.
-func aloneOnGPU(t *testing.T, requests []Request, deterministic bool) []*Output {
-	e := openTinyOnGPU(t, func(o *Options) { o.DisableOverlap, o.DisableRadixCache, o.Deterministic = true, true, deterministic })
+func aloneOnGPU(t *testing.T, requests []Request, set func(*Options)) []*Output {
+	e := openTinyOnGPU(t, func(o *Options) { o.DisableOverlap, o.DisableRadixCache = true, true; set(o) })
 	alone := make([]*Output, len(requests))
 	varied := map[int32]bool{}
 	for i, r := range requests {
@@ -89,14 +98,20 @@ func crowded(t *testing.T, e *Engine, requests []Request, alone []*Output, same 
 //	go test -tags cuda ./engine -run TestOptionsOnTheGPU -v -options.seed 17
 func TestOptionsOnTheGPU(t *testing.T) {
 	requireGPU(t)
+	for name, overrides := range gpuModels {
+		t.Run("model="+name, func(t *testing.T) { testOptionsOnTheGPU(t, overrides) })
+	}
+}
+
+func testOptionsOnTheGPU(t *testing.T, overrides string) {
 	requests := gpuCrowd()
-	alone := aloneOnGPU(t, requests, false)
+	alone := aloneOnGPU(t, requests, func(o *Options) { o.JSONModelOverrides = overrides })
 	all := 0
 	for _, out := range alone {
 		all += len(out.TokenIDs)
 	}
 	compare := func(t *testing.T, set func(*Options), preemption bool) {
-		e := openTinyOnGPU(t, set)
+		e := openTinyOnGPU(t, func(o *Options) { o.JSONModelOverrides = overrides; set(o) })
 		tokens, ties, rounds := 0, 0, 3
 		for round := 0; round < rounds; round++ {
 			n, k := crowded(t, e, requests, alone, sameUpToATie)
@@ -157,11 +172,18 @@ func randomGPUOptions(o *Options, seed uint64) {
 // chunks, behind a cached prefix and after a preemption.
 func TestDeterministicOnTheGPU(t *testing.T) {
 	requireGPU(t)
+	for name, overrides := range map[string]string{"llama": "{}", "mixture": tinyMixture(8, 2)} {
+		t.Run("model="+name, func(t *testing.T) { testDeterministicOnTheGPU(t, overrides) })
+	}
+}
+
+func testDeterministicOnTheGPU(t *testing.T, overrides string) {
+	deterministic := func(o *Options) { o.Deterministic, o.JSONModelOverrides = true, overrides }
 	requests := crowd() // draws included
 	for i := range requests {
 		requests[i].Sampling.TopLogProbs = 3
 	}
-	alone := aloneOnGPU(t, requests, true)
+	alone := aloneOnGPU(t, requests, deterministic)
 	equal := func(_ *Request, a, b *Output) (int, bool, error) {
 		switch {
 		case !slices.Equal(a.TokenIDs, b.TokenIDs):
@@ -181,7 +203,7 @@ func TestDeterministicOnTheGPU(t *testing.T) {
 		"few pages":   {set: func(o *Options) { o.MaxTotalTokens = 176 }, preemption: true},
 	} {
 		t.Run(name, func(t *testing.T) {
-			e := openTinyOnGPU(t, func(o *Options) { o.Deterministic = true; c.set(o) })
+			e := openTinyOnGPU(t, func(o *Options) { deterministic(o); c.set(o) })
 			for round := 0; round < 3 || c.preemption && e.Stats().PreemptionsTotal == 0 && round < 30; round++ {
 				crowded(t, e, requests, alone, equal)
 			}

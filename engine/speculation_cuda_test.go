@@ -16,6 +16,15 @@ import (
 // and against an engine that takes no drafts, the same up to a near-tie.
 func TestSpeculationOnTheGPU(t *testing.T) {
 	requireGPU(t)
+	for name, overrides := range gpuModels {
+		t.Run("model="+name, func(t *testing.T) { testSpeculationOnTheGPU(t, overrides) })
+	}
+}
+
+func testSpeculationOnTheGPU(t *testing.T, overrides string) {
+	open := func(set func(*Options)) *Engine {
+		return openTinyOnGPU(t, func(o *Options) { o.JSONModelOverrides = overrides; set(o) })
+	}
 	requests := guessers()
 	for i := range requests {
 		requests[i].Sampling.TopLogProbs = 5
@@ -30,12 +39,12 @@ func TestSpeculationOnTheGPU(t *testing.T) {
 	speculate := func(o *Options) {
 		o.SpeculativeAlgorithm, o.SpeculativeEager = "NGRAM", true
 	}
-	plain := openTinyOnGPU(t, func(*Options) {})
-	silent := openTinyOnGPU(t, func(o *Options) { // takes drafts and never has any
+	plain := open(func(*Options) {})
+	silent := open(func(o *Options) { // takes drafts and never has any
 		speculate(o)
 		o.SpeculativeNgramMin, o.SpeculativeNgramMax = 1000, 1000
 	})
-	e := openTinyOnGPU(t, speculate)
+	e := open(speculate)
 	var alone []*Output
 	for i, r := range requests {
 		want, got := run(silent, r), run(e, r)
@@ -71,8 +80,8 @@ func TestSpeculationOnTheGPU(t *testing.T) {
 	}
 	wg.Wait()
 
-	exact := openTinyOnGPU(t, func(o *Options) { speculate(o); o.Deterministic = true })
-	base := openTinyOnGPU(t, func(o *Options) { o.Deterministic = true })
+	exact := open(func(o *Options) { speculate(o); o.Deterministic = true })
+	base := open(func(o *Options) { o.Deterministic = true })
 	for i, r := range requests {
 		want, got := run(base, r), run(exact, r)
 		require.Equal(t, want.TokenIDs, got.TokenIDs, "deterministic, request %d", i)

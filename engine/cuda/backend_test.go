@@ -38,7 +38,6 @@ func needGPU(t testing.TB) {
 func openTest(t testing.TB, cfg *model.Config, w *weights.Store, o backend.Options, set settings) *Backend {
 	t.Helper()
 	needGPU(t)
-	set.mixtures = true
 	b, err := openWith(cfg, w, o, set)
 	require.NoError(t, err)
 	t.Cleanup(func() { require.NoError(t, b.Close()) })
@@ -348,7 +347,6 @@ func TestErrors(t *testing.T) {
 		want   string
 	}{
 		"heads":      {func(c *model.Config, _ *backend.Options) { c.HeadDim = 80 + 8 }, "heads of 88"},
-		"experts":    {func(c *model.Config, _ *backend.Options) { c.NumExperts = 8 }, "mixtures of experts are refused on CUDA"},
 		"page size":  {func(_ *model.Config, o *backend.Options) { o.PageSize = 48 }, "want 16, 32 or 64"},
 		"dtype":      {func(_ *model.Config, o *backend.Options) { o.DType = "float16" }, "computes in bfloat16"},
 		"KV dtype":   {func(_ *model.Config, o *backend.Options) { o.KVDType = "float32" }, "has auto, bfloat16 and fp8_e4m3"},

@@ -457,7 +457,7 @@ func TestMixtureConformance(t *testing.T) {
 	needGPU(t)
 	backendtest.Run(t, backendtest.Suite{
 		Open: func(cfg *model.Config, w *weights.Store, o backend.Options) (backend.Backend, error) {
-			return openWith(cfg, w, o, settings{mixtures: true})
+			return Open(cfg, w, o)
 		},
 		Models: map[string]*model.Config{"qwen3-moe": mixtureModel(4, 4)}, Tolerance: bf16Tolerance,
 	})

@@ -134,7 +134,6 @@ func Open(cfg *model.Config, w *weights.Store, o backend.Options) (*Backend, err
 type settings struct {
 	noPDL    bool
 	noAhead  bool // moe_router brings nothing to the L2
-	mixtures bool // mixtures of experts are taken: their kernels have not run whole on a GPU yet (docs/gpu-tests.md)
 	blasOnly bool // products of more than 16 tokens are all cuBLASLt's, none gemm_sm90's
 	stamps   bool // kernels note when they began: see timeline_test.go
 	delays   int  // nanoseconds at most that warps sleep where kernels meet: see races_test.go
@@ -146,9 +145,6 @@ type settings struct {
 func openWith(cfg *model.Config, w *weights.Store, o backend.Options, set settings) (*Backend, error) {
 	if err := checkModel(cfg); err != nil {
 		return nil, err
-	}
-	if cfg.NumExperts > 0 && !set.mixtures {
-		return nil, fmt.Errorf("%s: mixtures of experts are refused on CUDA until their kernels have passed their tests on a GPU; use --device cpu", cfg.Architecture)
 	}
 	if err := checkOptions(cfg, &o); err != nil {
 		return nil, err

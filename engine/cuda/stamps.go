@@ -17,6 +17,9 @@ import (
 const (
 	stampPlaces = 1 << 19
 	stampShift  = 10 // of a time in ns, to its place
+	// stampSlack places are read beyond where the device's clock should be: as long as the quickest answer so far was later than this one, by
+	// up to 262 us, the clock is thought to be behind, and the newest notes lie ahead of it.
+	stampSlack = 1 << 8
 )
 
 // stamp is a note of a kernel: its wait returned at this time, so that the kernel before it had ended. See ptx.cuh.
@@ -92,7 +95,7 @@ func (s *stamps) read(now time.Time) {
 	first, count := (s.last>>stampShift+1)%stampPlaces, uint64(stampPlaces)
 	if s.last == 0 { // anywhere in the ring may be the newest note
 		first = 0
-	} else if until := uint64(now.Sub(s.base)-s.offset) >> stampShift; until-s.last>>stampShift < count {
+	} else if until := uint64(now.Sub(s.base)-s.offset)>>stampShift + stampSlack; until-s.last>>stampShift < count {
 		count = until - s.last>>stampShift
 	}
 	from := len(s.notes)

@@ -85,6 +85,25 @@ func TestTimesOfSteps(t *testing.T) {
 	assert.Empty(t, s.notes)
 }
 
+// TestAnAnswerThatIsQuickerThanTheFirst holds that a step is not lost because the host came late to the ones before it, which is all it has
+// to tell the device's clock by.
+func TestAnAnswerThatIsQuickerThanTheFirst(t *testing.T) {
+	s := testStamps()
+	steps := new(noted).during(t, func() {
+		for i := range uint64(3) {
+			at := origin + 1000_000*(i+1)
+			s.note(ofStep(at)...)
+			s.plans[i] = aPlan()
+			s.reach(at + 46_000)
+			if i == 0 {
+				s.reach(at + 246_000)
+			}
+			s.tell(i)
+		}
+	})
+	assert.Len(t, steps, 3)
+}
+
 func TestNotesThatAreMissing(t *testing.T) {
 	at := func(ns uint64) time.Time { return time.Unix(0, int64(ns)) }
 	plan, notes := aPlan(), ofStep(1000)

@@ -19,7 +19,7 @@ import (
 // BenchmarkTimeline tells where a real step's time goes, with no profiler: the kernels are compiled with STAMPS, which notes in a ring
 // when each kernel's wait returned, so the distance of two notes is the time that a kernel adds to the step, overlap included. Means over
 // 50 steps; the timer ticks coarsely. Rows: each operation, each layer, and what the notes cost against kernels without them, read by a
-// profiler and not.
+// profiler and not: 1 % of a step at most.
 //
 //	go test -tags cuda ./engine/cuda -run '^$' -bench Timeline -benchtime 1x
 func BenchmarkTimeline(b *testing.B) {
@@ -132,16 +132,36 @@ func figures(b *testing.B, name string, values map[string]float64) {
 
 // stampCost times the same steps of both builds, in turn, while nobody asks for the notes and while a profiler does.
 func stampCost(b *testing.B, rows int, stamped, plain *Backend, s, p backend.Batch) {
-	w, o := inTurn(b, stamped, plain, s, p)
-	values := map[string]float64{"stamped-us": w, "plain-us": o, "cost-pct": 100 * (w/o - 1)}
-	new(noted).during(b, func() { w, o = inTurn(b, stamped, plain, s, p) })
-	values["read-us"], values["read-cost-pct"] = w, 100*(w/o-1)
+	values := map[string]float64{}
+	inTurn(b, stamped, plain, s, p).figures(values, "")
+	new(noted).during(b, func() { inTurn(b, stamped, plain, s, p).figures(values, "read-") })
 	figures(b, fmt.Sprintf("batch=%d/op=stamps", rows), values)
+	const mark = 1.0 // percent: what attribution in live serving may cost
+	require.LessOrEqual(b, values["cost-low-pct"], mark, "%v", values)
+	require.LessOrEqual(b, values["read-cost-low-pct"], mark, "%v", values)
 }
 
-// inTurn runs both builds for ten steps at a time, each launched while the one before it runs, as in serving: medians of a step's time over
-// 30 such pieces of each.
-func inTurn(b *testing.B, stamped, plain *Backend, s, p backend.Batch) (with, without float64) {
+// pairs are times of a step in microseconds, with stamps and without, of pieces that ran one after the other.
+type pairs struct{ with, without []float64 }
+
+// figures adds the medians, what stamps cost as the median of the pairs' ratios, and that median's interval: between the 10th and the 21st of
+// 30 ratios it lies with 95.7 % certainty, whatever their distribution (a binomial of one half).
+func (p pairs) figures(values map[string]float64, prefix string) {
+	var costs []float64
+	for i := range p.with {
+		costs = append(costs, 100*(p.with[i]/p.without[i]-1))
+	}
+	middle := func(v []float64) float64 {
+		slices.Sort(v)
+		return (v[len(v)/2] + v[(len(v)-1)/2]) / 2
+	}
+	values[prefix+"stamped-us"], values[prefix+"plain-us"] = middle(p.with), middle(p.without)
+	values[prefix+"cost-pct"] = middle(costs)
+	values[prefix+"cost-low-pct"], values[prefix+"cost-high-pct"] = costs[9], costs[20]
+}
+
+// inTurn runs both builds for ten steps at a time, each launched while the one before it runs, as in serving, 30 such pieces of each.
+func inTurn(b *testing.B, stamped, plain *Backend, s, p backend.Batch) (all pairs) {
 	const steps = 10
 	piece := func(be *Backend, batch *backend.Batch) float64 {
 		var out backend.Result
@@ -166,7 +186,6 @@ func inTurn(b *testing.B, stamped, plain *Backend, s, p backend.Batch) (with, wi
 		require.NoError(b, be.Wait(before, &out))
 		return took.Seconds() * 1e6 / (steps - 1)
 	}
-	var stampedUs, plainUs []float64
 	for i := range 32 {
 		w, o := 0.0, 0.0
 		if i%2 == 0 {
@@ -177,10 +196,8 @@ func inTurn(b *testing.B, stamped, plain *Backend, s, p backend.Batch) (with, wi
 			w = piece(stamped, &s)
 		}
 		if i >= 2 {
-			stampedUs, plainUs = append(stampedUs, w), append(plainUs, o)
+			all.with, all.without = append(all.with, w), append(all.without, o)
 		}
 	}
-	slices.Sort(stampedUs)
-	slices.Sort(plainUs)
-	return stampedUs[len(stampedUs)/2], plainUs[len(plainUs)/2]
+	return all
 }

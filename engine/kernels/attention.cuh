@@ -60,12 +60,14 @@ DEVICE HeadPairs load_head(const bf16* x, int lane) {
 }
 
 // rotate norms (QK_NORM; gamma [HEAD_DIM]) and rotates a head in place; cs holds the lane's cosines and sines of the position.
+// Which products are fused into sums is said and not left to the compiler: of a b + c d it may fuse either, and did so differently in
+// attn_decode and rope_kv. One element of K in 50,000 then had another last bit, and with it what is said behind a draft.
 DEVICE void rotate(HeadPairs& h, const bf16* gamma, const float2 (&cs)[PAIRS], int lane) {
 	if (QK_NORM) {
 		float ss = 0.f;
 #pragma unroll
-		for (int j = 0; j < PAIRS; j++) ss += h.lo[j] * h.lo[j] + h.hi[j] * h.hi[j];
-		float scale = rsqrtf(warp_sum(ss) * (1.f / HEAD_DIM) + RMS_EPS);
+		for (int j = 0; j < PAIRS; j++) ss = fmaf(h.lo[j], h.lo[j], fmaf(h.hi[j], h.hi[j], ss));
+		float scale = rsqrtf(fmaf(warp_sum(ss), 1.f / HEAD_DIM, RMS_EPS));
 #pragma unroll
 		for (int j = 0; j < PAIRS; j++) {
 			int i = min(lane + 32 * j, HALF - 1);
@@ -76,8 +78,8 @@ DEVICE void rotate(HeadPairs& h, const bf16* gamma, const float2 (&cs)[PAIRS], i
 #pragma unroll
 	for (int j = 0; j < PAIRS; j++) {
 		float lo = h.lo[j], hi = h.hi[j];
-		h.lo[j] = lo * cs[j].x - hi * cs[j].y;
-		h.hi[j] = hi * cs[j].x + lo * cs[j].y;
+		h.lo[j] = fmaf(lo, cs[j].x, -__fmul_rn(hi, cs[j].y));
+		h.hi[j] = fmaf(hi, cs[j].x, __fmul_rn(lo, cs[j].y));
 	}
 }
 

@@ -62,16 +62,15 @@ type exercise struct {
 
 func newExercise(t testing.TB, b *Backend, poison bool) *exercise {
 	x := &exercise{TB: t, b: b, poison: poison}
-	require.NoError(t, b.context.Bind())
+	// Rows of padding, and keys behind the last token of a tile, are computed of whatever is there, and nobody reads what comes of them: that
+	// is what the poison tells. Without it they begin as zeros, or initcheck would name each of them.
+	x.fill(0, x.activations()...)
+	x.fill(0, x.followed()...)
+	kv, value := room{b.buffers.KV, b.shape.layerKVBytes() * int64(b.shape.Layers)}, byte(0)
 	if poison {
-		require.NoError(t, driver.Memset(b.buffers.KV, 0xFF, b.shape.layerKVBytes()*int64(b.shape.Layers), b.stream))
-		return x
+		value = 0xFF
 	}
-	// Rows of padding are computed of whatever is there, and nobody reads them: that is what the poison tells. Without it they begin as
-	// zeros, or initcheck would name each of them.
-	for _, room := range x.activations() {
-		require.NoError(t, driver.Memset(room.p, 0, room.bytes, b.stream))
-	}
+	x.fill(value, kv)
 	return x
 }
 
@@ -81,27 +80,54 @@ type room struct {
 	bytes int64
 }
 
+func (x *exercise) fill(value byte, rooms ...room) {
+	x.Helper()
+	for _, room := range rooms {
+		if room.bytes > 0 {
+			require.NoError(x, driver.Memset(room.p, value, room.bytes, x.b.stream))
+		}
+	}
+}
+
 // activations are the buffers that a step fills anew.
 func (x *exercise) activations() []room {
 	b, s := &x.b.buffers, x.b.shape
 	t, l := int64(s.tokenRows()), int64(s.logitRows())
-	return []room{
+	rooms := []room{
 		{b.X, t * int64(s.Hidden) * bf16Bytes}, {b.XN, t * int64(s.Hidden) * bf16Bytes}, {b.QKV, t * int64(s.qkvDim()) * bf16Bytes},
-		{b.Att, t * int64(s.qDim()) * bf16Bytes}, {b.GU, t * int64(2*s.Inter) * bf16Bytes}, {b.Act, t * int64(s.Inter) * bf16Bytes},
+		{b.Att, t * int64(s.qDim()) * bf16Bytes}, {b.GU, s.guBytes()}, {b.Act, s.actBytes()},
 		{b.XS, l * int64(s.Hidden) * bf16Bytes}, {b.Logits, l * int64(s.Vocab) * 4}, {b.Sampled, 16 * l}, {b.Top, 8 * maxTop * l},
 		{b.TokID, 4 * t}, {b.TokPos, 4 * t}, {b.TokSlot, 4 * t}, {b.RowSlot, 4 * l}, {b.RowPos, 4 * l}, {b.RowLen, 4 * l}, {b.RowStart, 4 * l},
 		{b.RowCtx, 4 * l}, {b.SampleTok, 4 * l}, {b.SampleSlot, 4 * l}, {b.SamplePos, 4 * l}, {b.MaskRow, 4 * l},
+		{b.AttnScratch + ptr(attnCounterBytes(s)), attnScratchBytes(x.b.device, s) - attnCounterBytes(s)}, {b.HeadScratch, headScratchBytes(x.b.device, s)},
+		{b.QX, t * int64(s.QuantizedCols)}, {b.QScale, 4 * t}, {b.Dequantised, int64(s.Dequantised) * bf16Bytes},
 	}
+	if s.Dequantised > 0 {
+		rooms = append(rooms, room{b.W4Part, w4GEMMBytes(x.b.device)})
+	}
+	if s.MoE.Experts > 0 {
+		pairs := t * int64(s.MoE.TopK)
+		rooms = append(rooms, room{b.MoE.Logits, 4 * t * int64(s.MoE.Experts)}, room{b.MoE.Expert, 2 * pairs}, room{b.MoE.Weight, 4 * pairs},
+			room{b.MoE.Pair, 4 * pairs}, room{b.MoE.X, pairs * int64(s.Hidden) * bf16Bytes})
+	}
+	return rooms
+}
+
+// followed are what a step fills anew as well, but a kernel that came too early would follow poison there to memory that is none: it
+// finds what the last step left.
+func (x *exercise) followed() []room {
+	m, s := &x.b.buffers.MoE, x.b.shape.MoE
+	if s.Experts == 0 {
+		return nil
+	}
+	return []room{{m.Routing, routingBytes(s)}, {m.Count, 4 * int64(s.Experts)}, {m.First, 4 * int64(s.Experts)}}
 }
 
 // launch enqueues a step, behind the poison.
 func (x *exercise) launch(rows []backend.Row) backend.StepID {
 	x.Helper()
 	if x.poison {
-		require.NoError(x, x.b.context.Bind())
-		for _, room := range x.activations() {
-			require.NoError(x, driver.Memset(room.p, 0xFF, room.bytes, x.b.stream))
-		}
+		x.fill(0xFF, x.activations()...)
 	}
 	id, err := x.b.Launch(&backend.Batch{Rows: rows})
 	require.NoError(x, err)
@@ -228,7 +254,9 @@ func TestEveryKernelRuns(t *testing.T) {
 	ran := map[string]bool{}
 	for name, c := range exerciseCases() {
 		t.Run(name, func(t *testing.T) {
-			b := openTest(t, c.model, weights.NewDummy(c.model), c.options, settings{})
+			o := c.options
+			o.DisableGraph = testing.Short() // one of each size takes longer to capture than these steps to run
+			b := openTest(t, c.model, weights.NewDummy(c.model), o, settings{})
 			for _, bits := range newExercise(t, b, false).all() {
 				require.NotEqual(t, uint32(0xDEAD), bits, "logits that are not finite")
 			}

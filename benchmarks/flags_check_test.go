@@ -43,6 +43,13 @@ func TestFlagsOfTheReadme(t *testing.T) {
 	assert.InDelta(t, 0.5, s.engine.MemFractionStatic, 0)
 	assert.Equal(t, []int{1024, 512}, []int{s.data.RandomInputLen, s.data.RandomOutputLen})
 
+	s, _, err = parseArgs(t, "--num-prompts", "10", "--sharegpt-output-len", "100")
+	require.NoError(t, err)
+	assert.Equal(t, 100, s.data.RandomOutputLen, "no dataset is named")
+	s, _, err = parseArgs(t, "--sharegpt-output-len", "100", "--dataset-name", "random")
+	require.NoError(t, err)
+	assert.Equal(t, 1024, s.data.RandomOutputLen)
+
 	s, _, err = parseArgs(t, "--backend", "vllm", "--base-url", "http://127.0.0.1:8000", "--request-rate", "16", "--goodput", "ttft:200", "--goodput", "tpot:20")
 	require.NoError(t, err)
 	assert.Equal(t, "vllm", s.serving.backend)

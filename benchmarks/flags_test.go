@@ -128,7 +128,7 @@ func (s *settings) table() []engine.Option {
 		{Name: "random-input-len", Value: &d.RandomInputLen, Help: "random: most prompt tokens"},
 		{Name: "random-output-len", Value: &d.RandomOutputLen, Help: "random: most tokens to generate"},
 		{Name: "random-range-ratio", Value: &d.RandomRangeRatio, Help: "random: lengths are uniform from ratio x length to length; 1 is exactly length"},
-		{Name: "sharegpt-output-len", Value: &d.OutputLen, Help: "sharegpt, custom, openai: tokens to generate in place of the answer's own length"},
+		{Name: "sharegpt-output-len", Value: &d.OutputLen, Help: "sharegpt, custom, openai, and where no dataset is named: tokens to generate in place of the answer's own length"},
 		{Name: "sharegpt-context-len", Value: &d.ContextLen, Help: "leave out samples longer than this, prompt and output together; 0: the model's context"},
 		{Name: "gsp-num-groups", Aliases: []string{"gen-num-groups"}, Value: &d.Groups, Help: "generated-shared-prefix: system prompts"},
 		{Name: "gsp-prompts-per-group", Aliases: []string{"gen-prompts-per-group"}, Value: &d.PromptsPerGroup, Help: "generated-shared-prefix: questions behind each"},
@@ -145,7 +145,7 @@ func (s *settings) table() []engine.Option {
 		{Name: "result-filename", Aliases: []string{"output-file"}, Value: &s.resultFile, Help: "append results to this file as JSON lines"},
 
 		{Name: "backend", Value: &v.backend, Choices: load.KindNames(), Help: "Serving: kind of server, and so the form of requests"},
-		{Name: "base-url", Value: &v.baseURL, Help: "Serving: http://host:port of a running server; without it our own is started"},
+		{Name: "base-url", Value: &v.baseURL, Help: "Serving: http://host:port of a running server; without it our own is started, unless --backend is given and one of the model runs on the default port"},
 		{Name: "host", Value: &v.host, Help: "Serving: host of a running server, with --port"},
 		{Name: "port", Value: &v.port, Help: "Serving: port of a running server; 0 starts our own, for other kinds it is their usual port"},
 		{Name: "served-model-name", Value: &v.servedName, Help: "Serving: model name to send; default: what the server lists first"},
@@ -231,6 +231,9 @@ func (s *settings) parse(fs *flag.FlagSet, args []string) error {
 			s.given[name] = true
 		}
 	})
+	if s.given["sharegpt-output-len"] && !s.given["dataset-name"] && !s.given["random-output-len"] { // the default workload is random
+		s.data.RandomOutputLen = s.data.OutputLen
+	}
 	return s.check()
 }
 

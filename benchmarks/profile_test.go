@@ -3,10 +3,10 @@ package benchmarks
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"os"
 	"slices"
-	"strings"
 	"testing"
 
 	"github.com/tidwall/gjson"
@@ -55,7 +55,7 @@ func (p *profileFlags) table() []engine.Option {
 }
 
 func (p *profileFlags) check() error {
-	if _, err := sources.For(slices.Clone(p.activities.values), false); err != nil && !strings.Contains(err.Error(), "no CUDA") {
+	if _, err := sources.For(slices.Clone(p.activities.values), false); err != nil && !errors.Is(err, sources.ErrNoGPU) { // where it runs is not known yet
 		return err
 	}
 	if p.steps < 1 || p.steps > profiling.MaxSteps {

@@ -3,8 +3,12 @@ package benchmarks
 import (
 	"bufio"
 	"bytes"
+	"context"
 	"encoding/json"
+	"fmt"
 	"math"
+	"net/http"
+	"net/http/httptest"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -16,6 +20,7 @@ import (
 	"github.com/stretchr/testify/require"
 	"golang.org/x/perf/benchfmt"
 
+	"github.com/tokamak-engine/tokamak/benchmarks/load"
 	"github.com/tokamak-engine/tokamak/benchmarks/load/stub"
 	"github.com/tokamak-engine/tokamak/fixtures/checkout"
 	"github.com/tokamak-engine/tokamak/fixtures/configs"
@@ -235,6 +240,22 @@ func TestOwnServer(t *testing.T) {
 	assert.Equal(t, "Serving/backend=tokamak/model=tiny/dataset=random/in=16/out=8/prompts=10/rate=inf", string(rows[0].Name))
 	assert.Zero(t, value(t, rows[0], "cache-hit-pct"))
 	assert.False(t, math.IsNaN(value(t, rows[0], "ttft-p99-ms")))
+}
+
+func TestAServerThatRunsAlreadyIsOursIfItHasTheModel(t *testing.T) {
+	s := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) { fmt.Fprint(w, `{"model_path":"some/where/M"}`) }))
+	before := set
+	defer func() { set = before }()
+	runs := func(model string) bool {
+		set = defaultSettings()
+		set.engine.ModelPath = model
+		return (&target{client: &load.Client{Kind: load.FindKind("tokamak"), BaseURL: s.URL}}).runsAlready(context.Background())
+	}
+	assert.True(t, runs("/else/where/M"))
+	assert.False(t, runs("/else/where/N"))
+	assert.False(t, runs(""), "SmolLM2, if it was fetched")
+	s.Close()
+	assert.False(t, runs("/else/where/M"))
 }
 
 func TestBadInputIsOneLine(t *testing.T) {

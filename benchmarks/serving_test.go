@@ -16,7 +16,7 @@ import (
 )
 
 // BenchmarkServing offers a dataset to a server over HTTP and times every token. Without --base-url it starts our own server, in
-// its own process, and ends it afterwards.
+// its own process, and ends it afterwards; with --backend it takes one of this model that runs on the default port already.
 //
 //	go test ./benchmarks -run '^$' -bench Serving --backend tokamak --num-prompts 1000 --random-input 1024 --random-output 512
 //	go test ./benchmarks -run '^$' -bench Serving --backend vllm --base-url http://127.0.0.1:8000 --request-rate 1,2,4,8,inf --goodput ttft:200

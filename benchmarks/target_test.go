@@ -8,6 +8,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"time"
 
 	"github.com/tidwall/gjson"
 
@@ -57,6 +58,10 @@ func serve(ctx context.Context) (*target, error) {
 			port = t.client.Kind.DefaultPort
 		}
 		t.client.BaseURL = fmt.Sprintf("http://%s:%d", v.host, port)
+		if t.own && set.given["backend"] && t.runsAlready(ctx) {
+			term.note("the server at %s runs this model and is measured; --base-url names another", t.client.BaseURL)
+			t.own = false
+		}
 	}
 	if t.own {
 		if err := model.close(); err != nil { // its memory is the server's now
@@ -78,6 +83,16 @@ func serve(ctx context.Context) (*target, error) {
 	}
 	theTarget = t
 	return t, nil
+}
+
+// runsAlready tells whether a server with the model asked for listens on the default port: somebody started it beforehand, and a second one
+// would find no room on the card.
+func (t *target) runsAlready(ctx context.Context) bool {
+	ctx, cancel := context.WithTimeout(ctx, time.Second)
+	defer cancel()
+	info, err := t.client.Get(ctx, "/get_model_info")
+	path := gjson.GetBytes(info, "model_path").String()
+	return err == nil && path != "" && filepath.Base(path) == filepath.Base(set.engine.ModelPath)
 }
 
 // unknownVocab is the number of token ids that are taken for random prompts where nobody tells the vocabulary: SGLang's own

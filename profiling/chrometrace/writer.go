@@ -6,6 +6,7 @@ package chrometrace
 
 import (
 	"bufio"
+	"cmp"
 	"compress/gzip"
 	"encoding/json"
 	"errors"
@@ -192,5 +193,6 @@ func (t *Writer) Close() error {
 	meta, err := json.Marshal(t.meta)
 	t.err = errors.Join(t.err, err)
 	t.write([]byte("\n],\"otherData\":" + string(meta) + "}\n"))
-	return errors.Join(t.err, t.out.Flush(), t.gz.Close())
+	flushed, closed := t.out.Flush(), t.gz.Close()
+	return cmp.Or(t.err, flushed, closed) // what comes after the first failure says the same again
 }

@@ -3,7 +3,7 @@
 package sources
 
 import (
-	"errors"
+	"fmt"
 
 	"github.com/tokamak-engine/tokamak/profiling"
 )
@@ -11,5 +11,5 @@ import (
 func gpu() []profiling.Source { return nil }
 
 func cudaProfiler() (profiling.Source, error) {
-	return nil, errors.New("activity CUDA_PROFILER: this build has no CUDA: build with -tags cuda")
+	return nil, fmt.Errorf("activity CUDA_PROFILER: %w: build with -tags cuda", ErrNoGPU)
 }

@@ -2,6 +2,7 @@
 package sources
 
 import (
+	"errors"
 	"fmt"
 	"os"
 	"slices"
@@ -56,13 +57,20 @@ func Dir() string {
 	return ""
 }
 
-// For makes the sources of activities. none means what the build and the machine can: the GPU's if the engine runs on one.
+// ErrNoGPU is returned for activities of a GPU where there is none to watch.
+var ErrNoGPU = errors.New("no CUDA device is in use")
+
+// For makes the sources of activities. none means what the build and the machine can: the GPU's if the engine runs on one. GPU beside CPU, as
+// clients of other servers always ask, means the same; GPU alone is an error that wraps [ErrNoGPU] where the engine runs on none.
 func For(activities []string, onGPU bool) ([]profiling.Source, error) {
 	for i, a := range activities {
 		activities[i] = strings.ToUpper(a)
 		if !slices.Contains([]string{CPU, GPU, CUDAProfiler}, activities[i]) {
 			return nil, fmt.Errorf("activity %q: want CPU, GPU or CUDA_PROFILER", a)
 		}
+	}
+	if !onGPU && len(activities) == 1 && activities[0] == GPU {
+		return nil, fmt.Errorf("activity GPU: %w: ask for CPU", ErrNoGPU)
 	}
 	var all []profiling.Source
 	if onGPU && (len(activities) == 0 || slices.Contains(activities, GPU)) {

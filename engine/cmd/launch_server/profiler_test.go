@@ -121,6 +121,7 @@ func TestProfileOfAServer(t *testing.T) {
 	for body, want := range map[string]string{
 		`{"when":"tokens<3"}`: "batch>=8", `{"stage":"middle"}`: "want all, prefill, decode or both", `{"activities":["TPU"]}`: "want CPU, GPU or CUDA_PROFILER",
 		`{"num_steps":1000000}`: "want 1 to", `{"activities":["CUDA_PROFILER"]}`: "CUDA",
+		`{"activities":["GPU"]}`: "no CUDA device is in use: ask for CPU",
 	} {
 		code, text := c.post("/start_profile", body)
 		assert.Equal(t, 409, code, body)

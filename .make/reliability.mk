@@ -35,14 +35,13 @@ kubeconform: ## check the manifests against the API servers' schemas
 mutations-rooms: ## put faults into server, grammar, sampler, captures, gate and parsers; a named test must see each
 	$(GO) test -tags mutations -run TestMutationsOfRooms -v -timeout 60m ./engine
 
-# compute-sanitizer slows the device a hundredfold: small models that reach every kernel, and every kernel's own test. racecheck, the
-# slowest, takes fewer steps and looks at our kernels alone: the library's are others' to mend.
+# Models of two layers that reach every kernel in every format, and tests of single kernels at odd shapes: those that a model has not.
 SANITIZER ?= compute-sanitizer
-SANITIZE ?= memcheck synccheck initcheck racecheck
-SANITIZE_KERNELS = ^(TestAttn.*|TestGEMM.*|TestGEMV.*|TestAdvance|TestEmbed|TestRMSNorm|TestSiLUMul|TestSample.*|TestTargetLogprob|TestW4.*|TestFP8.*|TestMixture.*)$$
-OUR_KERNELS = $(shell ls engine/kernels/*.cu | sed 's|.*/||; s|\.cu||' | paste -sd'|')
-sanitize: cuda-build ## run every kernel's test and small models under compute-sanitizer; needs a GPU
-	cd engine/cuda && for tool in $(SANITIZE); do for tests in '^TestEveryKernelRuns$$' '$(SANITIZE_KERNELS)'; do \
-	  case $$tool in (racecheck) only='--kernel-name regex=^($(OUR_KERNELS))$$ ' short=-test.short;; (*) only= short=;; esac; \
-	  echo "$$tool: $$tests" && TOKAMAK_REQUIRE_GPU=1 $(SANITIZER) --tool $$tool --error-exitcode 9 $$only ../../.gpu/cuda.test $$short -test.timeout 0 -test.run "$$tests" || exit 1; \
-	done; done
+SANITIZE ?= racecheck initcheck memcheck synccheck
+SANITIZE_MODELS = llama mistral qwen2 qwen3 heads_of_32 weights_of_e4m3 cache_of_e4m3 weights_of_four_bits mixture
+SANITIZE_TESTS ?= $(SANITIZE_MODELS:%=TestEveryKernelRuns/^%$$) \
+  TestAttnDecode$$/./kv=(1|2|5)/./././././ctx=.(63|700) TestAttnPrefill/./kv=(1|2|5)/./././././(short|cached) TestDraftAttention/./kv=(1|2|5)/./././././pos=47/run=7 \
+  ^(TestAdvance|TestEmbed|TestRMSNorm|TestSiLUMul|TestTargetLogprob|TestFP8Dequant|TestFP8Quantize)$$ TestSample TestGEMV$$/n=(48|80|176) \
+  TestGEMM$$ TestFP8GEMV/n=(48|80|176) TestFP8GEMM$$ TestW4Kernels TestW4GEMM TestMixture$$
+sanitize: cuda-build ## run kernels' tests and small models under compute-sanitizer; needs a GPU
+	cd engine/cuda && printf '%s\n' $(foreach t,$(SANITIZE_TESTS),'$t') | SANITIZER='$(SANITIZER)' sh ../../.make/sanitize.sh ../../.gpu/cuda.test ../../.cache/sanitize $(SANITIZE)

@@ -29,10 +29,10 @@ type fullLoad struct {
 }
 
 // run loads e for a time in six rounds. After each round nothing runs, and the books must be exact: every request counted once, no
-// page in use, and after a flush none cached. Memory of the last rounds is that of the rounds before.
+// page in use, after a flush none cached, and no goroutine left of its requests. Memory of the last rounds is that of the rounds before.
 func (l *fullLoad) run(length time.Duration) {
 	const rounds = 6
-	var rows, samples int
+	var rows, samples, goroutines int
 	var resident [rounds]int64
 	began := time.Now()
 	for round := range rounds {
@@ -64,6 +64,10 @@ func (l *fullLoad) run(length time.Duration) {
 		eventually(l, func() bool { return l.e.Stats().CachedPages == 0 }, "pages are cached that nothing can find")
 		require.Zero(l, l.e.Stats().UsedPages)
 		require.NoError(l, l.e.Err())
+		if round == 0 {
+			goroutines = runtime.NumGoroutine()
+		}
+		eventually(l, func() bool { return runtime.NumGoroutine() <= goroutines }, "goroutines stay behind requests")
 		runtime.GC()
 		resident[round] = residentBytes(l)
 	}

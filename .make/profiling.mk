@@ -1,5 +1,5 @@
 # Profiling: see docs/profiling.md.
-.PHONY: nsys-one-batch nsys-server nsys-sessions nsys-stop trace-viewer timeline hooks-cost profile-check
+.PHONY: nsys-one-batch nsys-server nsys-sessions nsys-stop trace-viewer timeline hooks-cost planted-kernel profile-check
 
 # NSYSFLAGS go to nsys, ARGS to the program; MODEL, OUT, STEPS and NSYS as profiling/nsys/record.sh tells.
 export MODEL OUT STEPS NSYS
@@ -47,8 +47,25 @@ hooks-cost: ## compare a build without profiling hooks with the ordinary one, in
 	@$(GO) run ./benchstat/ab --base $(HOOKS)/without.test --new $(HOOKS)/with.test --pkg $(HOOKS_PKG) --bench '$(HOOKS_BENCH)' --benchtime $(HOOKS_TIME) \
 	  --n $(RUNS) --threshold 0.005 --out $(HOOKS)/results -- $(HOOKS_FLAGS)
 
-profile-check: ## on a GPU: CUPTI missing and taken, the real nsys, stamps in serving and their cost, the ceilings' probe, the hooks' cost
+# What the gate says, over rows of kernels, of the same build twice and of one whose attention stands still for 3,000 cycles in each layer.
+PLANT = .cache/planted
+PLANT_FLAGS ?= --model-path $(CURDIR)/fixtures/configs/llama-3.2-1b --load-format dummy --batch-size 1 --input-len 64 --output-len 40
+planted-kernel: ## on a GPU: the gate passes a build beside itself, and names a kernel that was slowed down
+	@mkdir -p $(PLANT) && rm -rf $(PLANT)/same $(PLANT)/slow
+	@sed 's|^\tPDL_WAIT();$$|&\n\tfor (const long long begin = clock64(); clock64() - begin < 3000;) {}|' engine/kernels/attn_decode.cu > $(PLANT)/attn_decode.cu.txt
+	@! cmp -s engine/kernels/attn_decode.cu $(PLANT)/attn_decode.cu.txt || { echo 'attn_decode.cu has no such wait: nothing was planted'; exit 1; }
+	@printf '{"Replace": {"%s": "%s"}}\n' $(CURDIR)/engine/kernels/attn_decode.cu $(CURDIR)/$(PLANT)/attn_decode.cu.txt > $(PLANT)/overlay.json
+	@$(GO) test -c -tags cuda -o $(PLANT)/as-it-is.test ./benchmarks
+	@$(GO) test -c -tags cuda -overlay $(PLANT)/overlay.json -o $(PLANT)/slow.test ./benchmarks
+	@$(GO) run ./benchstat/ab --base $(PLANT)/as-it-is.test --new $(PLANT)/as-it-is.test --bench OneBatch --n $(RUNS) --metric step-us --out $(PLANT)/same \
+	  -- $(PLANT_FLAGS) --profile --profile-stage decode --profile-steps 16 --profiler-dir $(CURDIR)/$(PLANT)
+	@$(GO) run ./benchstat/ab --base $(PLANT)/as-it-is.test --new $(PLANT)/slow.test --bench OneBatch --n $(RUNS) --metric step-us --out $(PLANT)/slow \
+	  -- $(PLANT_FLAGS) --profile --profile-stage decode --profile-steps 16 --profiler-dir $(CURDIR)/$(PLANT) > $(PLANT)/verdict.txt; test $$? = 1
+	@cat $(PLANT)/verdict.txt && grep -q '^worse .*kernel=attn_decode' $(PLANT)/verdict.txt
+
+profile-check: ## on a GPU: CUPTI missing and taken, the real nsys, stamps in serving and their cost, the ceilings' probe, the hooks' cost, the gate over kernels
 	@TOKAMAK_REQUIRE_GPU=1 $(GO) test -tags cuda -count=1 -v ./engine/cmd/launch_server -run 'NoCUPTI|StampsOf|UnderNsys'
 	@TOKAMAK_REQUIRE_GPU=1 $(GO) test -tags cuda -count=1 -v ./engine/cuda -run 'FLOPProbe'
 	@$(MAKE) -s timeline
 	@$(MAKE) -s hooks-cost TAGS=cuda HOOKS_FLAGS='--model-path $(CURDIR)/fixtures/configs/llama-3.2-1b --load-format dummy --batch-size 1 --input-len 64 --output-len 400'
+	@$(MAKE) -s planted-kernel

@@ -241,6 +241,7 @@ func notInSteps() map[string]string {
 		"read_probe":  "reads ten times the L2 at start, which these models do not have",
 		"fp8_dequant": "is for devices whose library takes no e4m3: TestFP8Dequant runs it",
 	}
+	not["gemm_large_sm90"] = "is off until it has been on a GPU: TestLarge runs it"
 	if gemmPays <= gemvRows {
 		not["gemm_sm90"] = "is off, as the library is as fast: TestGEMM runs it"
 	}

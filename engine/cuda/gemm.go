@@ -137,13 +137,30 @@ func (l linear) call90(d device, t gemmTile, w, x ptr, p gemmParams) *gemmCall {
 	return &gemmCall{linear: l, tile: t, device: d, params: p}
 }
 
-// norms takes the RMSNorm between c, whose outputs it is of, and next into both: next's x is c's outputs times gamma, in scaled.
-func (c *gemmCall) norms(next *gemmCall, scaled, squares ptr) {
-	c.params.Gamma, c.params.Scaled, c.params.Squares = next.gamma, scaled, squares
-	next.params.RMSOf, next.params.Parts = squares, int32(c.tile.ctas(c.linear, c.device))
+// call is a launch of a matrix kernel that can take a part of the RMSNorm behind it, or before it.
+type call interface {
+	// norms takes the RMSNorm between the call, whose outputs it is of, and next into both, if it can: next's x is then the call's outputs times
+	// gamma, in scaled, and squares is where the two tell each other what the outputs' squares sum up to.
+	norms(next call, scaled, squares ptr) bool
+	op() op
 }
 
-// linkGEMMs makes kernels of the calls of gemm_sm90; a norm between two of them is none.
+func (c *gemmCall) norms(next call, scaled, squares ptr) bool {
+	n, ok := next.(*gemmCall)
+	if !ok || c.end != epilogueResidual || !n.end.takesNorm() {
+		return false
+	}
+	c.params.Gamma, c.params.Scaled, c.params.Squares = n.gamma, scaled, squares
+	n.params.RMSOf, n.params.Parts = squares, int32(c.tile.ctas(c.linear, c.device))
+	return true
+}
+
+// takesNorm tells whether a product that ends so may have a norm's input.
+func (e epilogue) takesNorm() bool {
+	return e == epilogueStore || e == epilogueBias || e == epilogueSwiGLU
+}
+
+// linkGEMMs makes kernels of calls; a norm between two of them is none.
 func (p *planner) linkGEMMs(nodes []node) []node {
 	out := make([]node, 0, len(nodes))
 	for i := 0; i < len(nodes); i++ {
@@ -151,8 +168,7 @@ func (p *planner) linkGEMMs(nodes []node) []node {
 		if i+2 >= len(nodes) || nodes[i+1].op == nil || nodes[i+1].op.Name != "rmsnorm" {
 			continue
 		}
-		if c, after := nodes[i].own, nodes[i+2].own; c != nil && after != nil && c.end == epilogueResidual && (after.end == epilogueStore || after.end == epilogueBias || after.end == epilogueSwiGLU) {
-			c.norms(after, p.buffers.XN, p.buffers.AttnScratch+ptr(attnCounterBytes(p.shape)))
+		if c, after := nodes[i].own, nodes[i+2].own; c != nil && after != nil && c.norms(after, p.buffers.XN, p.buffers.AttnScratch+ptr(attnCounterBytes(p.shape))) {
 			i++
 		}
 	}

@@ -50,52 +50,65 @@ func TestGEMM(t *testing.T) {
 	for _, c := range cases {
 		t.Run(fmt.Sprintf("%s/m=%d/n=%d/k=%d/rows=%d/split=%d", c.end, c.m, c.n, c.k, c.rows, c.split), func(t *testing.T) {
 			r := newRig(t, s)
-			end := ends[c.end]
-			p := newProduct(r, c.m, c.n, c.k, false)
 			l, tile := cut(c, r.device)
-			guard := 8 // tokens past the last one: nothing may be written there
-			before := []float32(nil)
-			params := gemmParams{}
-			out := c.m * l.outputs()
-			switch end {
-			case epilogueHeadLogits:
-				params.Logits = r.room((out + guard*c.n) * 4)
-			case epilogueResidual:
-				before = r.normal(out, 1)
-				params.Y = r.putBF16(before)
-			default:
-				params.Y = r.room((out + guard*l.outputs()) * bf16Bytes)
-				if end == epilogueBias {
-					before = r.normal(c.n, 1)
-					params.Bias = r.putBF16(before)
+			holdProduct(t, r, l, func(w, x, bias, y ptr) op {
+				params := gemmParams{Bias: bias, Y: y}
+				if l.end == epilogueHeadLogits {
+					params = gemmParams{Logits: y}
 				}
-			}
-			o := l.call90(r.device, tile, r.putBF16(p.w), r.putBF16(p.x), params).op()
-			r.run(o)
-			exact, plain := p.finish(end, before)
-			var got []float32
-			if end == epilogueHeadLogits {
-				got = get[float32](r, params.Logits, out)
-				exact, plain = p.exact, p.plain
-			} else {
-				got = r.getBF16(params.Y, out)
-			}
-			requireClose(t, exact, plain, got, "gemm")
-			if end != epilogueResidual { // once more: the same bits, and the guard is untouched
-				r.run(o)
-				if end == epilogueHeadLogits {
-					require.Equal(t, got, get[float32](r, params.Logits, out))
-					for _, bits := range get[uint32](r, params.Logits+ptr(out*4), guard*c.n) {
-						require.Equal(t, ^uint32(0), bits)
-					}
-				} else {
-					require.Equal(t, got, r.getBF16(params.Y, out))
-					for _, bits := range get[uint16](r, params.Y+ptr(out*bf16Bytes), guard*l.outputs()) {
-						require.Equal(t, uint16(0xFFFF), bits)
-					}
-				}
-			}
+				return l.call90(r.device, tile, w, x, params).op()
+			})
 		})
+	}
+}
+
+// holdProduct holds the product l of random numbers against exact arithmetic, and its bits and what lies past its outputs against a second
+// run. launch gives the kernel; y is fp32 for logits.
+func holdProduct(t *testing.T, r *rig, l linear, launch func(w, x, bias, y ptr) op) {
+	p := newProduct(r, l.m, l.n, l.k, false)
+	out, guard := l.m*l.outputs(), 8*l.outputs() // tokens past the last one: nothing may be written there
+	logits := l.end == epilogueHeadLogits
+	var before []float32
+	var bias, y ptr
+	switch {
+	case logits:
+		y = r.room((out + guard) * 4)
+	case l.end == epilogueResidual:
+		before = r.normal(out, 1)
+		y = r.putBF16(append(slices.Clone(before), make([]float32, guard)...))
+		for i := range before {
+			before[i] = toBF16(before[i])
+		}
+	default:
+		y = r.room((out + guard) * bf16Bytes)
+		if l.end == epilogueBias {
+			before = r.normal(l.n, 1)
+			bias = r.putBF16(before)
+		}
+	}
+	o := launch(r.putBF16(p.w), r.putBF16(p.x), bias, y)
+	read := func() (got []float32, past []uint32) {
+		if logits {
+			return get[float32](r, y, out), get[uint32](r, y+ptr(out*4), guard)
+		}
+		for _, bits := range get[uint16](r, y+ptr(out*bf16Bytes), guard) {
+			past = append(past, uint32(bits))
+		}
+		return r.getBF16(y, out), past
+	}
+	_, untouched := read()
+	r.run(o)
+	got, past := read()
+	exact, plain := p.exact, p.plain
+	if !logits {
+		exact, plain = p.finish(l.end, before)
+	}
+	requireClose(t, exact, plain, got, "product")
+	require.Equal(t, untouched, past, "past the last token")
+	if l.end != epilogueResidual { // which would add once more
+		r.run(o)
+		again, _ := read()
+		require.Equal(t, got, again, "the same bits")
 	}
 }
 
@@ -126,25 +139,36 @@ func TestGEMMNorm(t *testing.T) {
 	} {
 		t.Run(fmt.Sprintf("m=%d/n=%d", c.m, c.n), func(t *testing.T) {
 			r := newRig(t, s)
-			p, q := newProduct(r, c.m, c.n, c.k, false), newProduct(r, c.m, c.out, c.n, true)
-			l1, l2 := linear{name: "o", m: c.m, n: c.n, k: c.k, end: epilogueResidual}, linear{name: "gate_up", m: c.m, n: c.out, k: c.n, norm: true, end: c.end}
-			before, bias := r.normal(c.m*c.n, 1), r.normal(c.out, 1)
-			x, scaled, squares := r.putBF16(before), r.room(c.m*c.n*bf16Bytes), r.room(int(gemmSquaresBytes(r.device)))
-			y := r.room(c.m * l2.outputs() * bf16Bytes)
-			first := l1.call90(r.device, pick(l1, c.first[0], c.first[1]), r.putBF16(p.w), r.putBF16(p.x), gemmParams{Y: x})
-			second := l2.call90(r.device, pick(l2, c.second[0], c.second[1]), r.putBF16(q.w), scaled, gemmParams{Y: y, Bias: r.putBF16(bias)})
-			second.gamma = r.putBF16(q.gamma)
-			first.norms(second, scaled, squares)
-			r.prepare(first.op(), second.op())
-			r.run(first.op(), second.op())
-			q.x = r.getBF16(x, c.m*c.n)
-			exact, plain := p.finish(epilogueResidual, before)
-			requireClose(t, exact, plain, q.x, "residual stream")
-			q.multiply(r, true)
-			exact, plain = q.finish(c.end, bias)
-			requireClose(t, exact, plain, r.getBF16(y, c.m*l2.outputs()), "product of the norm")
+			first, second := linear{name: "o", m: c.m, n: c.n, k: c.k, end: epilogueResidual}, linear{name: "gate_up", m: c.m, n: c.out, k: c.n, norm: true, end: c.end}
+			holdNorm(t, r, first, second, int(gemmSquaresBytes(r.device)), func(a normOperands) []op {
+				one := first.call90(r.device, pick(first, c.first[0], c.first[1]), a.w1, a.x1, gemmParams{Y: a.stream})
+				two := second.call90(r.device, pick(second, c.second[0], c.second[1]), a.w2, a.scaled, gemmParams{Y: a.y, Bias: a.bias})
+				two.gamma = a.gamma
+				require.True(t, one.norms(two, a.scaled, a.squares))
+				return []op{one.op(), two.op()}
+			})
 		})
 	}
+}
+
+// normOperands are what two products that split a norm between them work on: x1 w1ᵀ is added to stream, and y is made of its norm and w2.
+type normOperands struct{ w1, x1, stream, gamma, scaled, squares, w2, bias, y ptr }
+
+// holdNorm holds two products that split the RMSNorm between them against exact arithmetic.
+func holdNorm(t *testing.T, r *rig, first, second linear, squaresBytes int, launch func(normOperands) []op) {
+	p, q := newProduct(r, first.m, first.n, first.k, false), newProduct(r, second.m, second.n, second.k, true)
+	before, bias := r.normal(first.m*first.n, 1), r.normal(second.n, 1)
+	a := normOperands{w1: r.putBF16(p.w), x1: r.putBF16(p.x), stream: r.putBF16(before), gamma: r.putBF16(q.gamma), scaled: r.room(first.m * first.n * bf16Bytes), squares: r.room(squaresBytes),
+		w2: r.putBF16(q.w), bias: r.putBF16(bias), y: r.room(second.m * second.outputs() * bf16Bytes)}
+	ops := launch(a)
+	r.prepare(ops...)
+	r.run(ops...)
+	q.x = r.getBF16(a.stream, first.m*first.n)
+	exact, plain := p.finish(epilogueResidual, before)
+	requireClose(t, exact, plain, q.x, "residual stream")
+	q.multiply(r, true)
+	exact, plain = q.finish(second.end, bias)
+	requireClose(t, exact, plain, r.getBF16(a.y, second.m*second.outputs()), "product of the norm")
 }
 
 // TestGEMMHead holds the tokens that the head chooses in its epilogue, greedy and drawn, against its own logits.

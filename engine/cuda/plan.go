@@ -35,8 +35,8 @@ type node struct {
 	op   *op
 	gemm *driver.GEMM
 	hook func() error
-	own  *gemmCall // what op is made of in the end, if it is gemm_sm90: norms between two of them go into both
-	fp8  *fp8Call  // likewise, gemm_fp8_sm90
+	own  call     // what op is made of in the end, if it is a gemm kernel of ours: norms between two of them go into both
+	fp8  *fp8Call // likewise, gemm_fp8_sm90
 	// layer counts from 1; 0 is outside of the layers.
 	layer int
 }
@@ -85,6 +85,8 @@ type planner struct {
 	noAhead bool
 	// blasOnly leaves every product of more than gemvRows tokens to cuBLASLt.
 	blasOnly bool
+	// large tells which products gemm_large_sm90 takes of those it can; nil: none.
+	large func(linear) bool
 }
 
 // hooks are put into a step that gives more than tokens. Either may be nil.
@@ -199,6 +201,12 @@ func (p *planner) units() []unit {
 	if p.shape.MoE.Experts > 0 { // its tiles follow the number of tokens
 		for n := tokenPad; n < p.shape.MaxTokens; n *= 2 {
 			add(p.moe(stepShape{tokens: n}, p.layers[0]))
+		}
+	}
+	if p.large != nil { // likewise
+		for n := largeTokens; n < p.shape.MaxTokens+largeTokens; n += largeTokens {
+			st := stepShape{tokens: min(n, p.shape.MaxTokens)}
+			add(p.linkGEMMs(slices.Concat(p.qkv(st, p.layers[0]), p.o(st, p.layers[0]), p.mlp(st, p.layers[0]))))
 		}
 	}
 	start := startOp(p.device, p.shape, p.buffers, 1)

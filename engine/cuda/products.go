@@ -92,7 +92,8 @@ func (p *planner) before(g product, l linear, w weight) product {
 	return g
 }
 
-// productBF16: up to gemvRows tokens go to the streaming kernels, which norm x on the way; some more to gemm_sm90; the rest to cuBLASLt.
+// productBF16: up to gemvRows tokens go to the streaming kernels, which norm x on the way; some more to gemm_sm90; the rest to gemm_large_sm90 or
+// cuBLASLt.
 func (p *planner) productBF16(g product) []node {
 	d, s, b := p.device, p.shape, p.buffers
 	if g.m <= gemvRows && !s.Deterministic {
@@ -106,6 +107,12 @@ func (p *planner) productBF16(g product) []node {
 	if p.ownGEMM(g.m) {
 		g.name = "gemm_" + g.name
 		call := g.call90(d, g.gemmTile(d), g.w.Data, g.x, gemmParams{Bias: g.bias, Y: g.y})
+		call.gamma = g.gamma
+		return append(nodes, node{own: call})
+	}
+	if p.largeGEMM(g.linear) {
+		g.name = "gemm_" + g.name
+		call := g.callLarge(d, g.largeTile(d), g.w.Data, g.x, largeParams{Bias: g.bias, Y: g.y})
 		call.gamma = g.gamma
 		return append(nodes, node{own: call})
 	}
@@ -125,6 +132,11 @@ func (p *planner) productBLAS(g product) []node {
 // ownGEMM tells whether gemm_sm90 takes products of m tokens. It does not where the sums' order may not depend on m.
 func (p *planner) ownGEMM(m int) bool {
 	return m > gemvRows && m <= gemmPays && !p.blasOnly && !p.shape.Deterministic && p.shape.fitsGEMM(p.device, m)
+}
+
+// largeGEMM tells whether gemm_large_sm90 takes the product.
+func (p *planner) largeGEMM(l linear) bool {
+	return p.large != nil && !p.blasOnly && !p.shape.Deterministic && l.fitsLarge(p.device) && p.large(l)
 }
 
 // deterministicRows is the one number of rows that every product has in deterministic mode: then an output depends on nothing but

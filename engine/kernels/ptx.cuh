@@ -252,6 +252,11 @@ DEVICE void mbarrier_wait(u64* bar, u32 parity) {
 	    "{\n.reg .pred done;\nretry_%=:\nmbarrier.try_wait.parity.shared::cta.b64 done, [%0], %1;\n@!done bra retry_%=;\n}"
 	    ::"r"(smem_addr(bar)), "r"(parity) : "memory");
 }
+DEVICE u64 policy_evict_normal() {
+	u64 p;
+	asm("createpolicy.fractional.L2::evict_normal.b64 %0, 1.0;" : "=l"(p));
+	return p;
+}
 DEVICE u64 policy_evict_first() {
 	u64 p;
 	asm("createpolicy.fractional.L2::evict_first.b64 %0, 1.0;" : "=l"(p));
@@ -261,6 +266,11 @@ DEVICE u64 policy_evict_first() {
 DEVICE void tensor_load(void* dst, const void* map, i32 column, i32 row, u64* bar, u64 policy) {
 	asm volatile("cp.async.bulk.tensor.2d.shared::cluster.global.tile.mbarrier::complete_tx::bytes.L2::cache_hint [%0], [%1, {%3, %4}], [%2], %5;"
 	             ::"r"(smem_addr(dst)), "l"(map), "r"(smem_addr(bar)), "r"(column), "r"(row), "l"(policy) : "memory");
+}
+// tensor_load_multicast is tensor_load to the same place in each CTA of the cluster whose bit is set in ctas, where the same barrier is told.
+DEVICE void tensor_load_multicast(void* dst, const void* map, i32 column, i32 row, u64* bar, u16 ctas, u64 policy) {
+	asm volatile("cp.async.bulk.tensor.2d.shared::cluster.global.tile.mbarrier::complete_tx::bytes.multicast::cluster.L2::cache_hint [%0], [%1, {%3, %4}], [%2], %5, %6;"
+	             ::"r"(smem_addr(dst)), "l"(map), "r"(smem_addr(bar)), "r"(column), "r"(row), "h"(ctas), "l"(policy) : "memory");
 }
 // bulk_load copies bytes (a multiple of 16, as both addresses) as they are.
 DEVICE void bulk_load(void* dst, const void* src, u32 bytes, u64* bar, u64 policy) {
@@ -272,6 +282,9 @@ DEVICE void prefetch_l2(const void* p, u32 bytes, u64 policy) {  // multiples of
 }
 DEVICE void tensor_prefetch_map(const void* map) { asm volatile("prefetch.tensormap [%0];" ::"l"(map) : "memory"); }
 DEVICE void mbarrier_arrive(u64* bar) { asm volatile("mbarrier.arrive.shared::cta.b64 _, [%0];" ::"r"(smem_addr(bar)) : "memory"); }
+DEVICE void mbarrier_arrive_at(u32 bar) {  // a cluster_address
+	asm volatile("mbarrier.arrive.shared::cluster.b64 _, [%0];" ::"r"(bar) : "memory");
+}
 DEVICE u64 policy_evict_last() {
 	u64 p;
 	asm("createpolicy.fractional.L2::evict_last.b64 %0, 1.0;" : "=l"(p));

@@ -1,0 +1,121 @@
+//go:build cuda
+
+package cuda
+
+import (
+	"fmt"
+	"testing"
+
+	"github.com/stretchr/testify/require"
+
+	"github.com/tokamak-engine/tokamak/engine/cuda/driver"
+)
+
+// largeEnds are the epilogues that gemm_large_sm90 has.
+var largeEnds = map[string]epilogue{"store": epilogueStore, "bias": epilogueBias, "residual": epilogueResidual, "swiglu": epilogueSwiGLU}
+
+// TestLarge holds gemm_large_sm90 against exact arithmetic: every epilogue and width; numbers of tokens at the edges of warps, warpgroups, CTAs,
+// clusters and bands; one tile for a few clusters and several for each; rows of W that do not fill a tile, columns that do not fill a stage,
+// and K of less than the ring of stages.
+func TestLarge(t *testing.T) {
+	s := testShapes()["llama-1b"]
+	d := newRig(t, s).device
+	if d.SM != 90 {
+		t.Skipf("%s has no warpgroup matrix units of sm_90a", d.Name)
+	}
+	type product struct {
+		end                 string
+		m, n, k, rows, lead int
+	}
+	cases := []product{
+		{"store", 1, 3072, 576, 256, 3}, {"store", 129, 1000, 1000, 256, 3}, {"store", 256, 512, 4096, 128, 3}, {"store", 300, 264, 72, 256, 3}, {"store", 2049, 520, 136, 192, 3},
+		{"store", 8191, 272, 64, 224, 3}, {"store", 2304, 4104, 328, 256, 3}, {"store", 500, 8, 8, 128, 3},
+		{"bias", 200, 1152, 896, 224, 3}, {"bias", 1000, 648, 200, 256, 3}, {"bias", 17, 4608, 328, 128, 0},
+		{"residual", 128, 384, 4096, 128, 3}, {"residual", 385, 1000, 648, 256, 3}, {"residual", 2111, 576, 328, 192, 3}, {"residual", 1024, 2048, 512, 256, 0}, {"residual", 777, 2104, 384, 224, 3},
+		{"swiglu", 257, 1024, 512, 256, 3}, {"swiglu", 600, 3072, 264, 224, 3}, {"swiglu", 4097, 272, 72, 256, 3}, {"swiglu", 511, 10240, 328, 192, 3}, {"swiglu", 64, 2048, 1024, 128, 3},
+		{"swiglu", 2560, 4112, 392, 256, 2}, {"swiglu", 1500, 2064, 640, 256, 0},
+	}
+	launch := func(d device, c product, w, x, bias, y ptr) op {
+		l := linear{name: "large", m: c.m, n: c.n, k: c.k, end: largeEnds[c.end]}
+		return l.callLarge(d, largeTile{c.rows, c.lead}, w, x, largeParams{Bias: bias, Y: y}).op()
+	}
+	var ops []op
+	for _, c := range cases {
+		ops = append(ops, launch(d, c, 0, 0, 0, 0))
+	}
+	newRig(t, s).prepare(ops...)
+	for _, c := range cases {
+		t.Run(fmt.Sprintf("%s/m=%d/n=%d/k=%d/rows=%d/lead=%d", c.end, c.m, c.n, c.k, c.rows, c.lead), func(t *testing.T) {
+			l := linear{m: c.m, n: c.n, k: c.k, end: largeEnds[c.end]}
+			holdProduct(t, newRig(t, s), l, func(w, x, bias, y ptr) op { return launch(d, c, w, x, bias, y) })
+		})
+	}
+}
+
+// TestLargeNorm holds the RMSNorm that two products split between them.
+func TestLargeNorm(t *testing.T) {
+	s := testShapes()["llama-1b"]
+	d := newRig(t, s).device
+	if d.SM != 90 {
+		t.Skipf("%s has no warpgroup matrix units of sm_90a", d.Name)
+	}
+	for _, c := range []struct {
+		m, n, k, out, rows int
+		end                epilogue
+	}{
+		{129, 576, 1536, 1152, 128, epilogueStore}, {520, 1032, 264, 320, 256, epilogueBias}, {2100, 648, 328, 640, 192, epilogueSwiGLU}, {256, 4096, 128, 512, 256, epilogueSwiGLU},
+	} {
+		t.Run(fmt.Sprintf("m=%d/n=%d", c.m, c.n), func(t *testing.T) {
+			r := newRig(t, s)
+			first, second := linear{name: "o", m: c.m, n: c.n, k: c.k, end: epilogueResidual}, linear{name: "gate_up", m: c.m, n: c.out, k: c.n, norm: true, end: c.end}
+			tile := largeTile{c.rows, largeLead}
+			holdNorm(t, r, first, second, ceilDiv(c.n, c.rows)*c.m*4, func(a normOperands) []op {
+				one := first.callLarge(d, tile, a.w1, a.x1, largeParams{Y: a.stream})
+				two := second.callLarge(d, tile, a.w2, a.scaled, largeParams{Y: a.y, Bias: a.bias})
+				two.gamma = a.gamma
+				require.True(t, one.norms(two, a.scaled, a.squares))
+				return []op{one.op(), two.op()}
+			})
+		})
+	}
+}
+
+// TestLargeKeepsUnits holds that no step needs a tile of gemm_large_sm90 that Open did not compile, and that it takes the products it is given.
+func TestLargeKeepsUnits(t *testing.T) {
+	for _, name := range []string{"llama-8b", "qwen2.5-7b", "smollm2-135m", "tiny-window", "qwen3-30b-a3b"} {
+		s := testShapes()[name]
+		p := plannerOf(testDevices["sm_90"], s, layerWeights{})
+		p.large = func(linear) bool { return true }
+		keepsUnits(t, name, p, 256)
+		counts := map[string]int{}
+		for _, n := range p.step(stepShape{rows: 1, tokens: 1000, samples: 1, longest: 1000}.padded(), hooks{}) {
+			if n.op != nil {
+				counts[n.op.Unit.Symbol]++
+			}
+		}
+		if s.MoE.Experts > 0 {
+			require.Equal(t, 2, counts["gemm_large_sm90"], name)
+			continue
+		}
+		require.Equal(t, 4, counts["gemm_large_sm90"], name)
+		require.Equal(t, 1, counts["rmsnorm"], "%s: the first layer's; o and gate_up have one between them", name)
+		require.Zero(t, counts["silu_mul"], name)
+	}
+}
+
+// TestLargeCompiles holds that gemm_large_sm90 uses no local memory with any epilogue and width.
+func TestLargeCompiles(t *testing.T) {
+	nvrtc, err := driver.OpenCompiler()
+	if err != nil {
+		t.Skipf("no compiler: %v", err)
+	}
+	d, s := testDevices["sm_90"], testShapes()["llama-8b"]
+	var units []unit
+	for _, rows := range []int{128, 192, 224, 256} {
+		for _, end := range largeEnds {
+			l := linear{m: 512, n: 6144, k: 4096, end: end}
+			units = append(units, l.callLarge(d, largeTile{rows, largeLead}, 0, 0, largeParams{}).op().Unit)
+		}
+	}
+	compileUnits(t, nvrtc, d, s, units, true)
+}

@@ -22,6 +22,8 @@ var kernelMetrics = []metric{
 	{"us", "lower", "one call of the operation: the time that its kernels add to the step"},
 	{"step-us", "lower", "the operation's calls of one step"},
 	{"calls", "lower", "of the operation in one step"},
+	{"MB", "lower", "device memory that one call must move, as planned"},
+	{"GFLOP", "lower", "arithmetic of one call, as planned"},
 	{"GB/s", "higher", "device memory that the operation must move, over its time"},
 	{"TFLOP/s", "higher", "arithmetic that the operation must do, over its time"},
 	{"pct-of-ceiling", "higher", "of the read bandwidth or of the matrix units' arithmetic, whichever is nearer, as measured on this card when the engine was opened"},
@@ -103,7 +105,7 @@ func opFigures(r *report.Report, op report.Row) []figure {
 		unit  string
 		value *float64
 		scale float64
-	}{{"GB/s", op.GBs(), 1}, {"TFLOP/s", op.TFLOPs(), 1}, {"pct-of-ceiling", ceiling, 100}} {
+	}{{"MB", op.MB(), 1}, {"GFLOP", op.GFLOP(), 1}, {"GB/s", op.GBs(), 1}, {"TFLOP/s", op.TFLOPs(), 1}, {"pct-of-ceiling", ceiling, 100}} {
 		if f.value != nil {
 			figures = append(figures, figure{f.unit, *f.value * f.scale})
 		}
@@ -147,7 +149,7 @@ func TestMarkdownBesideTheTrace(t *testing.T) {
 	require.NoError(t, writeMarkdown(path, "model=m/phase=decode", r))
 	text, err := os.ReadFile(path)
 	require.NoError(t, err)
-	assert.Contains(t, string(text), "| gemv_qkv | 1 | 1000.00 | 1.0000 | 100.0% | 2000 |")
+	assert.Contains(t, string(text), "| gemv_qkv | gemv | 1 | 1000.00 | 1.0000 | 100.0% | 2000 |  | 2000 |")
 	assert.Contains(t, string(text), "ceiling 3000 GB/s")
 	assert.Error(t, writeMarkdown(filepath.Join(path, "no"), "", r))
 }

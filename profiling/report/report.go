@@ -23,6 +23,7 @@ type Ceilings struct {
 // Row is an operation, or a kernel without one.
 type Row struct {
 	Name         string
+	Kernels      []string // by name, in the order of their first call
 	Calls        int
 	Time         time.Duration // that its kernels add: what runs beside an earlier kernel is the earlier one's
 	Share        float64       // of all rows' time
@@ -56,6 +57,36 @@ func (r Row) GBs() *float64 {
 	}
 	v := float64(r.Bytes) / r.Time.Seconds() / 1e9
 	return &v
+}
+
+// MB is what one call must move, or nil if that is not known.
+func (r Row) MB() *float64 { return perCall(r.Bytes, r.Calls, 1e6) }
+
+// GFLOP is the arithmetic of one call, or nil if that is not known.
+func (r Row) GFLOP() *float64 { return perCall(r.FLOPs, r.Calls, 1e9) }
+
+func perCall(total int64, calls int, unit float64) *float64 {
+	if total == 0 || calls == 0 {
+		return nil
+	}
+	v := float64(total) / float64(calls) / unit
+	return &v
+}
+
+// kernel names the row's kernels in a table: a library's names are long.
+func (r Row) kernel() string {
+	const most = 24
+	if len(r.Kernels) == 0 || (len(r.Kernels) == 1 && r.Kernels[0] == r.Name) {
+		return ""
+	}
+	name := r.Kernels[0]
+	if len(name) > most {
+		name = name[:most] + "..."
+	}
+	if more := len(r.Kernels) - 1; more > 0 {
+		name += fmt.Sprintf(" +%d", more)
+	}
+	return strings.ReplaceAll(name, "|", "_")
 }
 
 // TFLOPs is the row's rate in TFLOP/s, or nil if its operations are not known.
@@ -104,6 +135,9 @@ func New(kernels []profiling.Kernel, c Ceilings) *Report {
 			row = &Row{Name: name}
 			rows[name] = row
 		}
+		if !slices.Contains(row.Kernels, k.Name) {
+			row.Kernels = append(row.Kernels, k.Name)
+		}
 		row.Calls++
 		row.Bytes += k.Bytes
 		row.FLOPs += k.FLOPs
@@ -143,7 +177,7 @@ func New(kernels []profiling.Kernel, c Ceilings) *Report {
 }
 
 // header of the columns that Text and Markdown share.
-var header = []string{"op", "calls/step", "us/call", "ms/step", "share", "GB/s", "TFLOP/s", "of ceiling"}
+var header = []string{"op", "kernel", "calls/step", "us/call", "ms/step", "share", "MB/call", "GFLOP/call", "GB/s", "TFLOP/s", "of ceiling"}
 
 func (r *Report) cells(row Row) []string {
 	steps := float64(max(1, r.Steps))
@@ -154,9 +188,9 @@ func (r *Report) cells(row Row) []string {
 		return fmt.Sprintf(format, *v*scale)
 	}
 	ceiling, which := row.OfCeiling(r.Ceilings)
-	return []string{row.Name, fmt.Sprintf("%.4g", float64(row.Calls)/steps), fmt.Sprintf("%.2f", row.Time.Seconds()*1e6/float64(row.Calls)),
+	return []string{row.Name, row.kernel(), fmt.Sprintf("%.4g", float64(row.Calls)/steps), fmt.Sprintf("%.2f", row.Time.Seconds()*1e6/float64(row.Calls)),
 		fmt.Sprintf("%.4f", row.Time.Seconds()*1e3/steps), fmt.Sprintf("%.1f%%", 100*row.Share),
-		show(row.GBs(), "%.0f", 1), show(row.TFLOPs(), "%.1f", 1), strings.TrimSpace(show(ceiling, "%.1f%% ", 100) + which)}
+		show(row.MB(), "%.4g", 1), show(row.GFLOP(), "%.4g", 1), show(row.GBs(), "%.0f", 1), show(row.TFLOPs(), "%.1f", 1), strings.TrimSpace(show(ceiling, "%.1f%% ", 100) + which)}
 }
 
 func (r *Report) foot() string {

@@ -58,12 +58,23 @@ func TestReport(t *testing.T) {
 	var text, md bytes.Buffer
 	require.NoError(t, r.Text(&text))
 	require.NoError(t, r.Markdown(&md))
-	assert.Contains(t, text.String(), "gemv_qkv")
+	assert.Regexp(t, `gemv_qkv +gemv +1 +10.00 +0.0100 +58.8% +40 +4000 +100.0% read`, text.String())
+	assert.Regexp(t, `attn +1 +2.00 +0.0020 +11.8% +1 +500.0 +50.0% bf16`, text.String(), "a kernel named as its operation is not named twice")
 	assert.Contains(t, text.String(), "busy 85.0%")
 	lines := strings.Split(strings.TrimSpace(md.String()), "\n")
 	for _, line := range lines[:5] {
 		assert.Equal(t, len(header)+1, strings.Count(line, "|"), line)
 	}
+}
+
+func TestKernelsOfALibrary(t *testing.T) {
+	var kernels []profiling.Kernel
+	for i, name := range []string{"nvjet_sm90_tst_128x64_64x8_v_bz_coopA_TNT", "splitKreduce_kernel", "nvjet_sm90_tst_128x64_64x8_v_bz_coopA_TNT"} {
+		kernels = append(kernels, profiling.Kernel{Name: name, Op: "gemm_qkv", Start: time.Unix(0, int64(10*i)), Length: 10})
+	}
+	r := New(kernels, Ceilings{})
+	assert.Equal(t, "nvjet_sm90_tst_128x64_64... +1", r.Rows[0].kernel())
+	assert.Nil(t, r.Rows[0].MB())
 }
 
 func TestNothing(t *testing.T) {

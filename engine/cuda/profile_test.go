@@ -26,7 +26,8 @@ func TestEveryNodeIsKnownToProfilers(t *testing.T) {
 				b := &Backend{shape: s, info: backend.Info{KVBytesPerToken: 1000 * int64(s.Layers)}}
 				p := &planner{device: testDevices["sm_90"], shape: s, buffers: &buffers{}, layers: []layerWeights{layer, layer}, blasOnly: blas}
 				for _, st := range []stepShape{{rows: 1, decode: 1, tokens: 1, samples: 1}, {rows: 32, decode: 32, tokens: 32, samples: 32}, {rows: 200, decode: 200, tokens: 200, samples: 200, full: true},
-					{rows: 1, tokens: 1000, samples: 1, longest: 1000}, {rows: 3, decode: 2, tokens: 300, samples: 3, longest: 298}} {
+					{rows: 1, tokens: 1000, samples: 1, longest: 1000}, {rows: 3, decode: 2, tokens: 300, samples: 3, longest: 298},
+					{rows: 8, decode: 8, tokens: 8, samples: 8, drafts: true}, {rows: 9, decode: 8, tokens: 38, samples: 8, longest: 30, drafts: true}} {
 					planned := b.plannedOps(p.step(st.padded(), hooks{}), nil)
 					context := map[contextOf]int{}
 					layers := map[int]int{}

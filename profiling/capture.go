@@ -9,6 +9,7 @@ import (
 	"slices"
 	"sync"
 	"time"
+	"unsafe"
 
 	"github.com/tokamak-engine/tokamak/engine/trace"
 )
@@ -21,7 +22,7 @@ type Options struct {
 	NumSteps  int    // steps of each stage to capture: exactly so many; 0 is DefaultSteps
 	Stage     string // "all", "prefill", "decode", or "both": prefill and decode apart, a file each
 	MinBatch  int    // capture only steps of at least this many rows
-	MaxBytes  int    // of marks in memory; 0 is DefaultBytes. A capture that reaches it ends early and says so.
+	MaxBytes  int    // of marks and planned operations in memory; 0 is DefaultBytes. A capture that reaches it ends early and says so.
 	// Deadline ends a capture whose stage never comes; 0 is DefaultDeadline.
 	Deadline time.Duration
 	// Stacks notes the Go stack of each launch while the capture runs. Graphs captured before it keep what they have: TOKAMAK_BACKTRACE=cuda.
@@ -38,7 +39,7 @@ const (
 // Bounds of a capture that asks for none.
 const (
 	DefaultSteps    = 200
-	DefaultBytes    = 64 << 20
+	DefaultBytes    = 256 << 20
 	DefaultDeadline = 10 * time.Minute
 	MaxSteps        = 100_000
 )
@@ -145,8 +146,12 @@ type kept struct {
 	callers  []mark
 }
 
-// markBytes is about what a mark, a span or a sample takes in memory.
-const markBytes = 96
+// markBytes is about what a mark, a span or a sample takes in memory; an operation of a plan and its time take their own size.
+const (
+	markBytes = 96
+	opBytes   = int(unsafe.Sizeof(trace.Op{}))
+	timeBytes = int(unsafe.Sizeof(trace.Time{}))
+)
 
 var running struct {
 	sync.Mutex
@@ -341,7 +346,7 @@ func (c *Capture) End(name string, category trace.Category, token uint64) {
 	m := mark{name: name, category: category, step: token & stepMask, start: start, length: now.Sub(start)}
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	if c.ended || !c.room() {
+	if c.ended || !c.room(markBytes) {
 		return
 	}
 	if category == trace.Request { // on a caller's goroutine, beside the loop
@@ -357,12 +362,12 @@ func (c *Capture) End(name string, category trace.Category, token uint64) {
 	c.floating = c.floating[:0]
 }
 
-// room accounts for one more mark and ends the capture when there is none.
-func (c *Capture) room() bool {
-	if c.bytes += markBytes; c.bytes <= c.o.MaxBytes {
+// room accounts for so many more bytes and ends the capture when there is none.
+func (c *Capture) room(bytes int) bool {
+	if c.bytes += bytes; c.bytes <= c.o.MaxBytes {
 		return true
 	}
-	c.endLocked(fmt.Sprintf("%d bytes of marks were reached", c.o.MaxBytes))
+	c.endLocked(fmt.Sprintf("%d bytes of marks and operations were reached", c.o.MaxBytes))
 	return false
 }
 
@@ -370,7 +375,7 @@ func (c *Capture) room() bool {
 func (c *Capture) Counter(name string, _ trace.Category, value int64) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	if !c.ended && c.recording() && c.room() {
+	if !c.ended && c.recording() && c.room(markBytes) {
 		c.kept.counters = append(c.kept.counters, sample{name, time.Now(), value})
 	}
 }
@@ -394,7 +399,7 @@ func (c *Capture) SpanEnd(name string, _ trace.Category, id uint64) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	key := spanKey{name, id}
-	if start, ok := c.spans[key]; ok && !c.ended && c.room() {
+	if start, ok := c.spans[key]; ok && !c.ended && c.room(markBytes) {
 		c.kept.spans = append(c.kept.spans, span{name, id, start, time.Now()})
 	}
 	delete(c.spans, key)
@@ -425,6 +430,7 @@ func (c *Capture) Step(s trace.Step) {
 	}
 	c.bytes -= len(marks) * markBytes // of a step that is not kept
 	if !keep {
+		c.bytes -= len(c.ops[id].ops)*opBytes + len(c.times[id])*timeBytes
 		delete(c.ops, id)
 		delete(c.times, id)
 	}

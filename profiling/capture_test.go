@@ -208,7 +208,23 @@ func TestBounds(t *testing.T) {
 	files, err := c.Result()
 	require.NoError(t, err)
 	_, meta := read(t, files[0])
-	assert.Contains(t, meta["ended_early"], "bytes of marks were reached")
+	assert.Contains(t, meta["ended_early"], "bytes of marks and operations were reached")
+
+	// What a backend tells of each step counts, too, unless the step is not kept.
+	const ops = 100
+	c, err = Start(Options{Dir: t.TempDir(), StartStep: 50, NumSteps: 1000, MaxBytes: 3 * ops * (opBytes + timeBytes)})
+	require.NoError(t, err)
+	for id := range uint64(55) {
+		s := trace.Step{ID: id + 1, Phase: trace.Decode, Rows: 1, Launched: time.Now()}
+		trace.BeginArg("launch", trace.Backend, s.ID).End()
+		trace.StepOps(true, make([]trace.Op, ops))
+		trace.BeginArg("wait", trace.Backend, s.ID).End()
+		trace.StepTimes(make([]trace.Time, ops))
+		trace.StepDone(s)
+	}
+	_, err = c.Result()
+	require.NoError(t, err)
+	assert.Len(t, c.Steps(), 2, "the third one's operations found no room")
 
 	c, err = Start(Options{Dir: t.TempDir(), Stage: "prefill", Deadline: 20 * time.Millisecond})
 	require.NoError(t, err)

@@ -49,7 +49,7 @@ type stepOps struct {
 func (c *Capture) Ops(graph bool, ops []trace.Op) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	if !c.ended {
+	if !c.ended && c.room(len(ops)*opBytes) {
 		before := c.ops[c.launching].ops // what was launched ahead of the step's graph
 		c.ops[c.launching] = stepOps{append(before[:len(before):len(before)], ops...), graph}
 	}

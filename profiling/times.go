@@ -11,7 +11,7 @@ import (
 func (c *Capture) Times(times []trace.Time) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	if !c.ended {
+	if !c.ended && c.room(len(times)*timeBytes) {
 		c.times[c.awaiting] = times
 	}
 }

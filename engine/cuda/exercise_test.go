@@ -108,7 +108,7 @@ func (x *exercise) activations() []room {
 	if s.MoE.Experts > 0 {
 		pairs := t * int64(s.MoE.TopK)
 		rooms = append(rooms, room{b.MoE.Logits, 4 * t * int64(s.MoE.Experts)}, room{b.MoE.Expert, 2 * pairs}, room{b.MoE.Weight, 4 * pairs},
-			room{b.MoE.Pair, 4 * pairs}, room{b.MoE.X, pairs * int64(s.Hidden) * bf16Bytes})
+			room{b.MoE.X, pairs * int64(s.Hidden) * bf16Bytes})
 	}
 	return rooms
 }
@@ -120,7 +120,8 @@ func (x *exercise) followed() []room {
 	if s.Experts == 0 {
 		return nil
 	}
-	return []room{{m.Routing, routingBytes(s)}, {m.Count, 4 * int64(s.Experts)}, {m.First, 4 * int64(s.Experts)}}
+	pairs := int64(x.b.shape.tokenRows() * s.TopK)
+	return []room{{m.Routing, routingBytes(s)}, {m.Pair, 4 * pairs}, {m.Count, 4 * int64(s.Experts)}, {m.First, 4 * int64(s.Experts)}}
 }
 
 // launch enqueues a step, behind the poison.

@@ -51,6 +51,7 @@ var roomMutations = []struct{ fault, file, old, new, test string }{
 
 	{"the sampler ignores the mask", "engine/cpu/sample.go", "		if mask[t/32]>>(t%32)&1 == 0 {", "		if mask[t/32]>>(t%32)&1 > 1 {", "TestSampleProperties|TestConformance$"},
 	{"top-p keeps one token too few", "engine/cpu/sample.go", "last := near[kept-1]", "last := near[max(kept-2, 0)]", "TestDrawDistribution|TestSampleProperties"},
+	{"top-p keeps one token too many", "engine/cpu/sample.go", "last := near[kept-1]", "last := near[min(kept, len(near)-1)]", "TestConformance$"},
 	{"a draw depends on nothing but its seed", "engine/cpu/sample.go", "Gumbel(seed, position, int32(t))", "Gumbel(seed, 0, int32(t))", "TestSampleProperties|TestDrawDistribution|TestConformance$"},
 	{"presence is penalised in the prompt too", "engine/cpu/sample.go", "		if n > 0 {\n			l -= s.Presence", "		if n >= 0 {\n			l -= s.Presence", "TestPenalties|TestSampleProperties|TestConformance$"},
 	{"a fault of a mapped file ends the process", "engine/cpu/backend.go", "	debug.SetPanicOnFault(true)", "	debug.SetPanicOnFault(false)", "TestWeightsCutShortWhileServing"},

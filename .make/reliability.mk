@@ -38,7 +38,7 @@ mutations-rooms: ## put faults into server, grammar, sampler, captures, gate and
 # Models of two layers that reach every kernel in every format, and tests of single kernels at odd shapes: those that a model has not.
 SANITIZER ?= compute-sanitizer
 SANITIZE ?= racecheck initcheck memcheck synccheck
-SANITIZE_MODELS = llama mistral qwen2 qwen3 heads_of_32 weights_of_e4m3 cache_of_e4m3 weights_of_four_bits mixture
+SANITIZE_MODELS = llama mistral qwen2 qwen3 heads_of_32 drafts weights_of_e4m3 cache_of_e4m3 weights_of_four_bits mixture
 SANITIZE_TESTS ?= $(SANITIZE_MODELS:%=TestEveryKernelRuns/^%$$) \
   TestAttnDecode$$/./kv=(1|2|5)/./././././ctx=.(63|700) TestAttnPrefill/./kv=(1|2|5)/./././././(short|cached) TestDraftAttention/./kv=(1|2|5)/./././././pos=47/run=7 \
   ^(TestAdvance|TestEmbed|TestRMSNorm|TestSiLUMul|TestTargetLogprob|TestFP8Dequant|TestFP8Quantize)$$ TestSample TestGEMV$$/n=(48|80|176) \

@@ -32,8 +32,15 @@ func TestDraftsKeepTheBits(t *testing.T) {
 			for i, r := range want {
 				tokens[i] = r.Token
 			}
+			var out backend.Result
+			step := func(r backend.Row) backend.RowResult {
+				id, err := b.Launch(&backend.Batch{Rows: []backend.Row{r}})
+				require.NoError(t, err)
+				require.NoError(t, b.Wait(id, &out))
+				return out.Rows[0]
+			}
 			for run := 1; run <= backend.MaxRowDrafts; run++ {
-				got := playDrafts(t, b, 1, prompt, tokens, run, sampling)
+				got := playDrafts(b.Info(), step, 1, prompt, tokens, run, sampling)
 				for i := range want {
 					require.Equal(t, want[i].Token, got[i].Token, "runs of %d, token %d", run, i)
 					require.Equal(t, want[i].LogProb, got[i].LogProb, "runs of %d, token %d", run, i)
@@ -44,21 +51,16 @@ func TestDraftsKeepTheBits(t *testing.T) {
 	}
 }
 
-// playDrafts is play with drafts, up to n a step, every third of which is wrong somewhere.
-func playDrafts(t *testing.T, b *Backend, slot int, prompt, tokens []int32, n int, sampling backend.Sampling) []backend.Sampled {
-	info := b.Info()
+// playDrafts is play with drafts, up to n a step, every third of which is wrong somewhere. step runs a batch of one row.
+func playDrafts(info backend.Info, step func(backend.Row) backend.RowResult, slot int, prompt, tokens []int32, n int, sampling backend.Sampling) []backend.Sampled {
 	pages := make([]int32, (len(prompt)+len(tokens)+info.PageSize-1)/info.PageSize)
 	for i := range pages {
 		pages[i] = int32(slot*len(pages) + i)
 	}
 	row := backend.Row{Slot: slot, Start: &backend.Start{Sampling: sampling}, Tokens: prompt, Pages: pages, Sample: true}
 	var got []backend.Sampled
-	var out backend.Result
-	for step := 0; ; step++ {
-		id, err := b.Launch(&backend.Batch{Rows: []backend.Row{row}})
-		require.NoError(t, err)
-		require.NoError(t, b.Wait(id, &out))
-		r := out.Rows[0]
+	for steps := 0; ; steps++ {
+		r := step(row)
 		got = append(got, backend.Sampled{Token: r.Token, LogProb: r.LogProb, Top: slices.Clone(r.Top)})
 		for _, more := range r.More {
 			more.Top = slices.Clone(more.Top)
@@ -69,8 +71,8 @@ func playDrafts(t *testing.T, b *Backend, slot int, prompt, tokens []int32, n in
 		}
 		row = backend.Row{Slot: slot, Position: len(prompt) + len(got) - 1, Pages: pages, Sample: true}
 		row.Drafts = slices.Clone(tokens[len(got):min(len(got)+n, len(tokens)-1)])
-		if k := len(row.Drafts); step%3 == 2 && k > 0 {
-			row.Drafts[step%k] = (row.Drafts[step%k] + 1) % int32(info.VocabSize)
+		if k := len(row.Drafts); steps%3 == 2 && k > 0 {
+			row.Drafts[steps%k] = (row.Drafts[steps%k] + 1) % int32(info.VocabSize)
 		}
 	}
 }

@@ -29,7 +29,7 @@ type exerciseCase struct {
 	options backend.Options
 }
 
-// exerciseCases are two layers each: the families, heads that the wgmma kernels do not take, and every format of weights and cache.
+// exerciseCases are two layers each: the families, heads that the wgmma kernels do not take, every format of weights and cache, and drafts.
 func exerciseCases() map[string]exerciseCase {
 	cases := map[string]exerciseCase{}
 	for name, cfg := range backendtest.Models() {
@@ -47,6 +47,7 @@ func exerciseCases() map[string]exerciseCase {
 		o.Quantization = "int4"
 		c.Quantization = &model.Quantization{Method: "awq", Scheme: "int4", Granularity: "group", GroupSize: 128}
 	})
+	with("drafts", "mistral", func(_ *model.Config, o *backend.Options) { o.MaxVerify = 2 * backend.MaxRowDrafts })
 	cases["mixture"] = exerciseCase{mixtureModel(16, 4), exerciseOptions}
 	return cases
 }
@@ -135,18 +136,20 @@ func (x *exercise) launch(rows []backend.Row) backend.StepID {
 	return id
 }
 
-// wait awaits a step and notes what its rows gave.
-func (x *exercise) wait(id backend.StepID) {
+// wait awaits a step, notes what its rows gave and returns it.
+func (x *exercise) wait(id backend.StepID) []backend.RowResult {
 	x.Helper()
 	var out backend.Result
 	require.NoError(x, x.b.Wait(id, &out))
 	note := func(v float32) { x.bits = append(x.bits, math.Float32bits(v)) }
 	for _, r := range out.Rows {
-		x.bits = append(x.bits, uint32(r.Token))
-		note(r.LogProb)
-		for _, top := range r.Top {
-			x.bits = append(x.bits, uint32(top.Token))
-			note(top.LogProb)
+		for _, s := range append([]backend.Sampled{{Token: r.Token, LogProb: r.LogProb, Top: r.Top}}, r.More...) {
+			x.bits = append(x.bits, uint32(s.Token))
+			note(s.LogProb)
+			for _, top := range s.Top {
+				x.bits = append(x.bits, uint32(top.Token))
+				note(top.LogProb)
+			}
 		}
 		for _, v := range slices.Concat(r.TargetLogProbs, r.Logits) {
 			note(v)
@@ -155,6 +158,7 @@ func (x *exercise) wait(id backend.StepID) {
 			x.bits = append(x.bits, 0xDEAD)
 		}
 	}
+	return out.Rows
 }
 
 // sequences starts n sequences of a length, decodes steps tokens with two steps in flight, and ends with a step that shows its logits: in
@@ -213,9 +217,25 @@ func richSampling(slot int) backend.Sampling {
 		Bias: []backend.TokenBias{{Token: 3, Bias: 2}, {Token: 5, Bias: -100}}, Seed: uint64(slot + 1), LogProbs: true, TopLogProbs: 5}
 }
 
+// drafts decodes a sequence token by token, then again with its tokens as drafts.
+func (x *exercise) drafts(length, generate int) {
+	x.Helper()
+	step := func(r backend.Row) backend.RowResult { return x.wait(x.launch([]backend.Row{r}))[0] }
+	prompt, tokens := randomPrompt(3, length, x.b.info.VocabSize), make([]int32, generate)
+	for _, run := range []int{0, 1, 6, backend.MaxRowDrafts} {
+		for i, r := range playDrafts(x.b.info, step, 0, prompt, tokens, run, backend.Sampling{LogProbs: true, TopLogProbs: 3}) {
+			tokens[i] = r.Token
+		}
+	}
+}
+
 // all is every kind of step once; for compute-sanitizer's slower tools, -test.short takes fewer of each.
 func (x *exercise) all() []uint32 {
 	x.Helper()
+	if x.b.info.MaxVerify > 0 {
+		x.drafts(40, 24)
+		return x.bits
+	}
 	if testing.Short() {
 		x.sequences(1, 5, 5, 2, greedySampling)
 		x.sequences(5, 3, 3, 2, greedySampling)

@@ -15,6 +15,8 @@ import (
 const (
 	largeTokens = 256 // of a cluster's tile
 	largeLead   = 3   // stages that the first warpgroup of a CTA is ahead at the end of a tile
+	// Rows of a tile whose K is split: fewer would read x too often, more do not fit the registers.
+	leastSplitRows, mostSplitRows = 96, 224
 )
 
 // largeRows are the tiles' rows of W: few, as each is a compilation.
@@ -28,8 +30,9 @@ type largeParams struct {
 	_                                      [18]int32
 }
 
-// largeTile is how gemm_large_sm90 cuts a product: rows of W of a tile, and the lead of a CTA's first warpgroup.
-type largeTile struct{ rows, lead int }
+// largeTile is how gemm_large_sm90 cuts a product: rows of W of a tile, in how many parts its K is (a cluster has two CTAs for each), and the lead of
+// a CTA's first warpgroup.
+type largeTile struct{ rows, split, lead int }
 
 // stages is as many as fit.
 func (t largeTile) stages() int { return min(gemmStageBytes/t.stageBytes(), 8) }
@@ -44,21 +47,48 @@ func (l linear) fitsLarge(d device) bool {
 // tiles is the number of tiles of a product, each of which a cluster makes.
 func (t largeTile) tiles(l linear) int { return ceilDiv(l.n, t.rows) * ceilDiv(l.m, largeTokens) }
 
+// ctas is the grid: clusters take tiles one by one, but for those that split K, which have one.
+func (t largeTile) ctas(l linear, d device) int {
+	if t.split > 1 {
+		return t.tiles(l) * 2 * t.split
+	}
+	return min(d.SMs/2, t.tiles(l)) * 2
+}
+
 // cost estimates the product's time in nanoseconds on an H100: the tiles that a cluster makes one behind the other, each as long as its products
 // take, or as it takes to bring x and W from L2. The last round leaves clusters idle.
 func (t largeTile) cost(l linear, d device) float64 {
-	const row, l2 = 2.7, 50 // ns for a row of W, of 128 tokens and 64 columns; bytes/ns of an SM
+	const row, l2, exchange, boundary = 2.7, 50, 40, 1000 // ns for a row of W, of 128 tokens and 64 columns; bytes/ns from L2 to an SM, and between SMs; ns
 	step := max(row*float64(t.rows), float64(largeTokens/2*gemmStep*bf16Bytes+t.rows/2*gemmStep*bf16Bytes)/l2)
-	return float64(ceilDiv(t.tiles(l), d.SMs/2)*ceilDiv(l.k, gemmStep)) * step
+	steps := ceilDiv(l.k, gemmStep)
+	if t.split > 1 {
+		return float64(ceilDiv(steps, t.split))*step + float64(t.rows/t.split*512)/exchange + boundary
+	}
+	return float64(ceilDiv(t.tiles(l), d.SMs/2)*steps) * step
+}
+
+// largeTiles lists the tiles that the product may be cut into, widest first.
+func (l linear) largeTiles(d device) []largeTile {
+	tiles := make([]largeTile, len(largeRows))
+	for i, rows := range largeRows {
+		tiles[i] = largeTile{rows, 1, largeLead}
+	}
+	// So many rows that every cluster of four has one tile.
+	block := 16
+	if l.end == epilogueSwiGLU {
+		block = 32
+	}
+	clusters := max(1, gemmCTAs(d, 4)/4/ceilDiv(l.m, largeTokens)) // for the same tokens
+	rows := max(leastSplitRows, pad(ceilDiv(l.n, clusters), block))
+	if rows <= mostSplitRows && l.k > 2*gemmStep {
+		tiles = append(tiles, largeTile{rows, 2, 0})
+	}
+	return tiles
 }
 
 // largeTile is the tile of least cost, the widest of equals.
 func (l linear) largeTile(d device) largeTile {
-	tiles := make([]largeTile, len(largeRows))
-	for i, rows := range largeRows {
-		tiles[i] = largeTile{rows, largeLead}
-	}
-	return slices.MinFunc(tiles, func(a, b largeTile) int { return cmp.Compare(a.cost(l, d), b.cost(l, d)) })
+	return slices.MinFunc(l.largeTiles(d), func(a, b largeTile) int { return cmp.Compare(a.cost(l, d), b.cost(l, d)) })
 }
 
 // largeCall is one launch of gemm_large_sm90.
@@ -82,20 +112,21 @@ func (c *largeCall) norms(next call, scaled, squares ptr) bool {
 		return false
 	}
 	c.params.Gamma, c.params.Scaled, c.params.Squares = n.gamma, scaled, squares
-	n.params.RMSOf, n.params.Parts = squares, int32(ceilDiv(c.n, c.tile.rows))
+	n.params.RMSOf, n.params.Parts = squares, int32(ceilDiv(c.n, c.tile.rows)*c.tile.split)
 	return true
 }
 
-// largeSquaresBytes is the room for squares between two products, where gemm_sm90's are.
+// largeSquaresBytes is the room for squares between two products, where gemm_sm90's are: for each token a sum of as few rows as are finished
+// together.
 func largeSquaresBytes(s shape) int64 {
-	return int64(ceilDiv(s.Hidden, largeRows[len(largeRows)-1])*s.tokenRows()) * 4
+	return int64(2*ceilDiv(s.Hidden, leastSplitRows)*s.tokenRows()) * 4
 }
 
 func (c *largeCall) op() op {
 	l, t := c.linear, c.tile
-	return op{Name: l.name, PDL: true, Params: paramBytes(&c.params), Grid: [3]int{2 * min(c.device.SMs/2, t.tiles(l)), 1, 1}, Block: 384, Cluster: 2,
+	return op{Name: l.name, PDL: true, Params: paramBytes(&c.params), Grid: [3]int{t.ctas(l, c.device), 1, 1}, Block: 384, Cluster: 2 * t.split,
 		Smem: t.stages()*t.stageBytes() + 1024,
-		Unit: unit{"gemm_large_sm90.cu", "gemm_large_sm90", fmt.Sprintf("EPILOGUE=%d K=%d LEAD=%d M=%d N=%d NORM=0 ROWS=%d STAGES=%d", l.end, l.k, t.lead, largeTokens, l.n, t.rows,
-			t.stages())},
+		Unit: unit{"gemm_large_sm90.cu", "gemm_large_sm90", fmt.Sprintf("EPILOGUE=%d K=%d LEAD=%d M=%d N=%d NORM=0 ROWS=%d SPLIT=%d STAGES=%d", l.end, l.k, t.lead, largeTokens, l.n, t.rows,
+			t.split, t.stages())},
 		Bytes: int64(l.n)*int64(l.k)*bf16Bytes + int64(l.m)*int64(l.k+l.outputs())*bf16Bytes, FLOPs: 2 * int64(l.m) * int64(l.n) * int64(l.k)}
 }

@@ -43,11 +43,11 @@ func BenchmarkLarge(b *testing.B) {
 		times []float64
 	}
 	tokens := []int{192, 256, 512, 1024, 2048, most}
-	tilesOf := func(l linear) (tiles []largeTile) {
-		for _, rows := range largeRows {
-			tiles = append(tiles, largeTile{rows, largeLead})
-		}
-		return append(tiles, largeTile{l.largeTile(r.device).rows, 0})
+	tilesOf := func(l linear) []largeTile { // the best without its lead too
+		best := l.largeTile(r.device)
+		best.lead = 0
+		tiles := append(l.largeTiles(r.device), best)
+		return slices.Compact(tiles)
 	}
 	products := func(m int) []linear { return []linear{s.qkv(m), s.o(m), s.gateUp(m), s.down(m)} }
 	ops := []op{siluMulOp(r.device, s, &buffers{}, 1)}
@@ -99,7 +99,7 @@ func BenchmarkLarge(b *testing.B) {
 				return []node{{gemm: g}, {op: &silu}}
 			})
 			for _, t := range tilesOf(l) {
-				name := fmt.Sprintf("rows=%d lead=%d", t.rows, t.lead)
+				name := fmt.Sprintf("rows=%d split=%d lead=%d", t.rows, t.split, t.lead)
 				if t == l.largeTile(r.device) {
 					name += " chosen"
 				}
@@ -127,7 +127,7 @@ var largeChoices = []struct {
 }{
 	{"cuBLASLt", nil},
 	{"gate_up", func(l linear) bool { return l.end == epilogueSwiGLU }},
-	{"all", func(linear) bool { return true }},
+	{"all", largeAll},
 }
 
 // BenchmarkLargeSteps times whole prompts and decode steps of 8B with cuBLASLt and with gemm_large_sm90, in turn.
@@ -136,7 +136,7 @@ var largeChoices = []struct {
 func BenchmarkLargeSteps(b *testing.B) {
 	const rounds = 5
 	cfg := benchModels()["llama-8b"]
-	be := openTest(b, cfg, weights.NewDummy(cfg), backend.Options{MaxRows: 256, MaxTokens: 8192, MaxContext: 8320, MemFraction: 0.85}, settings{})
+	be := openTest(b, cfg, weights.NewDummy(cfg), backend.Options{MaxRows: 256, MaxTokens: 8192, MaxContext: 8320, MemFraction: 0.85}, settings{large: largeAll})
 	runtime.LockOSThread()
 	defer runtime.UnlockOSThread()
 	choose := func(takes func(linear) bool) {
@@ -154,9 +154,9 @@ func BenchmarkLargeSteps(b *testing.B) {
 		for round := range rounds + 1 {
 			for _, c := range largeChoices {
 				choose(c.takes)
-				for range 3 { // a small prompt is a graph from the second time on
+				for i := range 2 { // a small prompt is a graph from the second time on
 					_, d := staticBatch(b, be, 1, n, 64)
-					if round > 0 {
+					if round > 0 && (i > 0 || n > promptGraphTokens) {
 						times[c.name] = append(times[c.name], d)
 					}
 				}
@@ -166,7 +166,7 @@ func BenchmarkLargeSteps(b *testing.B) {
 			fmt.Printf("prefill llama-8b in=%d: %v, fastest %v, %.0f tok/s; %s\n", n, median(times[c.name]), slices.Min(times[c.name]), float64(n)/median(times[c.name]).Seconds(), c.name)
 		}
 	}
-	for _, rows := range []int{160, 192, 256} {
+	for _, rows := range []int{192, 256} {
 		times := map[string][]time.Duration{}
 		decode, _ := staticBatch(b, be, rows, 512, 256)
 		for range rounds {

@@ -8,7 +8,11 @@ import (
 
 	"github.com/stretchr/testify/require"
 
+	"github.com/tokamak-engine/tokamak/engine/backend"
+	"github.com/tokamak-engine/tokamak/engine/backend/backendtest"
+	"github.com/tokamak-engine/tokamak/engine/cpu"
 	"github.com/tokamak-engine/tokamak/engine/cuda/driver"
+	"github.com/tokamak-engine/tokamak/engine/weights"
 )
 
 // largeEnds are the epilogues that gemm_large_sm90 has.
@@ -24,20 +28,22 @@ func TestLarge(t *testing.T) {
 		t.Skipf("%s has no warpgroup matrix units of sm_90a", d.Name)
 	}
 	type product struct {
-		end                 string
-		m, n, k, rows, lead int
+		end                        string
+		m, n, k, rows, split, lead int
 	}
 	cases := []product{
-		{"store", 1, 3072, 576, 256, 3}, {"store", 129, 1000, 1000, 256, 3}, {"store", 256, 512, 4096, 128, 3}, {"store", 300, 264, 72, 256, 3}, {"store", 2049, 520, 136, 192, 3},
-		{"store", 8191, 272, 64, 224, 3}, {"store", 2304, 4104, 328, 256, 3}, {"store", 500, 8, 8, 128, 3},
-		{"bias", 200, 1152, 896, 224, 3}, {"bias", 1000, 648, 200, 256, 3}, {"bias", 17, 4608, 328, 128, 0},
-		{"residual", 128, 384, 4096, 128, 3}, {"residual", 385, 1000, 648, 256, 3}, {"residual", 2111, 576, 328, 192, 3}, {"residual", 1024, 2048, 512, 256, 0}, {"residual", 777, 2104, 384, 224, 3},
-		{"swiglu", 257, 1024, 512, 256, 3}, {"swiglu", 600, 3072, 264, 224, 3}, {"swiglu", 4097, 272, 72, 256, 3}, {"swiglu", 511, 10240, 328, 192, 3}, {"swiglu", 64, 2048, 1024, 128, 3},
-		{"swiglu", 2560, 4112, 392, 256, 2}, {"swiglu", 1500, 2064, 640, 256, 0},
+		{"store", 1, 3072, 576, 256, 1, 3}, {"store", 129, 1000, 1000, 256, 1, 3}, {"store", 256, 512, 4096, 128, 1, 3}, {"store", 300, 264, 72, 256, 1, 3}, {"store", 2049, 520, 136, 192, 1, 3},
+		{"store", 8191, 272, 64, 224, 1, 3}, {"store", 2304, 4104, 328, 256, 1, 3}, {"store", 500, 8, 8, 128, 1, 3},
+		{"bias", 200, 1152, 896, 224, 1, 3}, {"bias", 1000, 648, 200, 256, 1, 3}, {"bias", 17, 4608, 328, 128, 1, 0},
+		{"residual", 128, 384, 4096, 128, 1, 3}, {"residual", 385, 1000, 648, 256, 1, 3}, {"residual", 2111, 576, 328, 192, 1, 3}, {"residual", 1024, 2048, 512, 256, 1, 0}, {"residual", 777, 2104, 384, 224, 1, 3},
+		{"swiglu", 257, 1024, 512, 256, 1, 3}, {"swiglu", 600, 3072, 264, 224, 1, 3}, {"swiglu", 4097, 272, 72, 256, 1, 3}, {"swiglu", 511, 10240, 328, 192, 1, 3}, {"swiglu", 64, 2048, 1024, 128, 1, 3},
+		{"swiglu", 2560, 4112, 392, 256, 1, 2}, {"swiglu", 1500, 2064, 640, 256, 1, 0},
+		{"store", 256, 1024, 1000, 144, 2, 0}, {"store", 129, 3072, 136, 112, 2, 0}, {"bias", 200, 1152, 4096, 208, 2, 0}, {"residual", 192, 4096, 1032, 144, 2, 0}, {"residual", 500, 1000, 520, 96, 2, 0},
+		{"residual", 255, 264, 8192, 224, 2, 0}, {"swiglu", 193, 1040, 648, 160, 2, 0}, {"swiglu", 256, 3072, 2048, 224, 2, 0},
 	}
 	launch := func(d device, c product, w, x, bias, y ptr) op {
 		l := linear{name: "large", m: c.m, n: c.n, k: c.k, end: largeEnds[c.end]}
-		return l.callLarge(d, largeTile{c.rows, c.lead}, w, x, largeParams{Bias: bias, Y: y}).op()
+		return l.callLarge(d, largeTile{c.rows, c.split, c.lead}, w, x, largeParams{Bias: bias, Y: y}).op()
 	}
 	var ops []op
 	for _, c := range cases {
@@ -45,7 +51,7 @@ func TestLarge(t *testing.T) {
 	}
 	newRig(t, s).prepare(ops...)
 	for _, c := range cases {
-		t.Run(fmt.Sprintf("%s/m=%d/n=%d/k=%d/rows=%d/lead=%d", c.end, c.m, c.n, c.k, c.rows, c.lead), func(t *testing.T) {
+		t.Run(fmt.Sprintf("%s/m=%d/n=%d/k=%d/rows=%d/split=%d/lead=%d", c.end, c.m, c.n, c.k, c.rows, c.split, c.lead), func(t *testing.T) {
 			l := linear{m: c.m, n: c.n, k: c.k, end: largeEnds[c.end]}
 			holdProduct(t, newRig(t, s), l, func(w, x, bias, y ptr) op { return launch(d, c, w, x, bias, y) })
 		})
@@ -60,22 +66,76 @@ func TestLargeNorm(t *testing.T) {
 		t.Skipf("%s has no warpgroup matrix units of sm_90a", d.Name)
 	}
 	for _, c := range []struct {
-		m, n, k, out, rows int
-		end                epilogue
+		m, n, k, out int
+		tile         largeTile
+		end          epilogue
 	}{
-		{129, 576, 1536, 1152, 128, epilogueStore}, {520, 1032, 264, 320, 256, epilogueBias}, {2100, 648, 328, 640, 192, epilogueSwiGLU}, {256, 4096, 128, 512, 256, epilogueSwiGLU},
+		{129, 576, 1536, 1152, largeTile{128, 1, 3}, epilogueStore}, {520, 1032, 264, 320, largeTile{256, 1, 3}, epilogueBias}, {2100, 648, 328, 640, largeTile{192, 1, 3}, epilogueSwiGLU},
+		{256, 4096, 128, 512, largeTile{256, 1, 0}, epilogueSwiGLU}, {192, 2056, 1000, 1024, largeTile{160, 2, 0}, epilogueSwiGLU}, {250, 1032, 520, 1528, largeTile{96, 2, 0}, epilogueStore},
 	} {
 		t.Run(fmt.Sprintf("m=%d/n=%d", c.m, c.n), func(t *testing.T) {
 			r := newRig(t, s)
 			first, second := linear{name: "o", m: c.m, n: c.n, k: c.k, end: epilogueResidual}, linear{name: "gate_up", m: c.m, n: c.out, k: c.n, norm: true, end: c.end}
-			tile := largeTile{c.rows, largeLead}
-			holdNorm(t, r, first, second, ceilDiv(c.n, c.rows)*c.m*4, func(a normOperands) []op {
-				one := first.callLarge(d, tile, a.w1, a.x1, largeParams{Y: a.stream})
-				two := second.callLarge(d, tile, a.w2, a.scaled, largeParams{Y: a.y, Bias: a.bias})
+			holdNorm(t, r, first, second, ceilDiv(c.n, c.tile.rows)*c.tile.split*c.m*4, func(a normOperands) []op {
+				one := first.callLarge(d, c.tile, a.w1, a.x1, largeParams{Y: a.stream})
+				two := second.callLarge(d, c.tile, a.w2, a.scaled, largeParams{Y: a.y, Bias: a.bias})
 				two.gamma = a.gamma
 				require.True(t, one.norms(two, a.scaled, a.squares))
 				return []op{one.op(), two.op()}
 			})
+		})
+	}
+}
+
+// largeAll takes every product that gemm_large_sm90 can.
+func largeAll(linear) bool { return true }
+
+// TestLargeAgreesWithCPU compares logits after prompts whose products gemm_large_sm90 makes with the CPU backend's.
+func TestLargeAgreesWithCPU(t *testing.T) {
+	needGPU(t)
+	o := backend.Options{MaxRows: 8, MaxTokens: 512, MaxContext: 512, NumPages: 64}
+	for name, cfg := range backendtest.Models() {
+		t.Run(name, func(t *testing.T) {
+			w := weights.NewDummy(cfg)
+			gpu := openTest(t, cfg, w, o, settings{large: largeAll})
+			cpuOptions := o
+			cpuOptions.KVDType = "float32"
+			ref, err := cpu.Open(cfg, w, cpuOptions)
+			require.NoError(t, err)
+			defer ref.Close()
+			greedy := backend.Sampling{TopP: 1, RepetitionPenalty: 1}
+			for _, c := range []struct{ n, chunk int }{{129, 512}, {300, 512}, {400, 200}} {
+				prompt := randomPrompt(uint64(c.n), c.n, cfg.VocabSize)
+				want := play(t, ref, 0, prompt, 512, 1, greedy, true)
+				got := play(t, gpu, 0, prompt, c.chunk, 1, greedy, true)
+				compareLogits(t, fmt.Sprintf("prompt of %d in chunks of %d", c.n, c.chunk), want[0].Logits, got[0].Logits)
+			}
+			ran := 0
+			for u := range gpu.functions {
+				if u.Symbol == "gemm_large_sm90" {
+					ran++
+				}
+			}
+			require.Positive(t, ran, "no step used the kernel")
+		})
+	}
+}
+
+// TestLargeDelayed looks for races of gemm_large_sm90 with its neighbours, as TestDelayedKernels does.
+func TestLargeDelayed(t *testing.T) {
+	needGPU(t)
+	for _, name := range []string{"llama", "qwen2", "qwen3"} {
+		t.Run(name, func(t *testing.T) {
+			c := exerciseCases()[name]
+			run := func(set settings, poison bool) []uint32 {
+				set.large = largeAll
+				return newExercise(t, openTest(t, c.model, weights.NewDummy(c.model), c.options, set), poison).all()
+			}
+			want := run(settings{}, false)
+			require.NotContains(t, want, uint32(0xDEAD), "logits that are not finite")
+			requireSameBits(t, want, run(settings{}, true), "poisoned buffers")
+			requireSameBits(t, want, run(settings{delays: delays}, true), "delayed kernels")
+			requireSameBits(t, want, run(settings{noPDL: true}, true), "no kernel begins early")
 		})
 	}
 }
@@ -85,7 +145,7 @@ func TestLargeKeepsUnits(t *testing.T) {
 	for _, name := range []string{"llama-8b", "qwen2.5-7b", "smollm2-135m", "tiny-window", "qwen3-30b-a3b"} {
 		s := testShapes()[name]
 		p := plannerOf(testDevices["sm_90"], s, layerWeights{})
-		p.large = func(linear) bool { return true }
+		p.large = largeAll
 		keepsUnits(t, name, p, 256)
 		counts := map[string]int{}
 		for _, n := range p.step(stepShape{rows: 1, tokens: 1000, samples: 1, longest: 1000}.padded(), hooks{}) {
@@ -111,10 +171,10 @@ func TestLargeCompiles(t *testing.T) {
 	}
 	d, s := testDevices["sm_90"], testShapes()["llama-8b"]
 	var units []unit
-	for _, rows := range []int{128, 192, 224, 256} {
+	for _, tile := range []largeTile{{192, 1, 3}, {256, 1, 3}, {160, 2, 0}, {224, 2, 0}} {
 		for _, end := range largeEnds {
 			l := linear{m: 512, n: 6144, k: 4096, end: end}
-			units = append(units, l.callLarge(d, largeTile{rows, largeLead}, 0, 0, largeParams{}).op().Unit)
+			units = append(units, l.callLarge(d, tile, 0, 0, largeParams{}).op().Unit)
 		}
 	}
 	compileUnits(t, nvrtc, d, s, units, true)

@@ -2,7 +2,8 @@
 //
 // Shapes: W [N, K] bf16 row-major, x [M, K], y [M, OUTPUTS]. A cluster of two CTAs makes ROWS outputs of 256 tokens: each CTA 128 tokens, 64 a
 // warpgroup. Grid: as many clusters as run at once; each takes tiles one by one, and tiles that run at the same time lie in a square, so that W
-// and x come from L2 most of the time. 384 threads: two warpgroups that multiply, one of which a thread copies.
+// and x come from L2 most of the time. 384 threads: two warpgroups that multiply, one of which a thread copies. With SPLIT, where there are too few
+// tiles, four CTAs are a cluster and have one tile: two multiply the first half of K and two the second, and each finishes half of the rows.
 // Shared memory: STAGES of (128 tokens of x + ROWS of W) x 64 columns. W's rows are the same for both CTAs: each copies half of them to both.
 // Bytes: 2NK + 2M(K + OUTPUTS) at least; FLOPs 2MNK. Bound by the matrix units: 128 x 256 outputs take 1,024 cycles a stage of 48 KB, of which a CTA
 // fetches 32 KB, 32 bytes a cycle.
@@ -12,19 +13,22 @@
 #include "linear.cuh"
 #include "wgmma.cuh"
 
-#if !defined(ROWS) || !defined(STAGES) || !defined(LEAD)
-#error "ROWS of W of a tile, a multiple of 16; STAGES; LEAD: stages that the first warpgroup is ahead at the end of a tile, 0: none"
+#if !defined(ROWS) || !defined(SPLIT) || !defined(STAGES) || !defined(LEAD)
+#error "ROWS of W of a tile, a multiple of 16; SPLIT of K: 1 or 2; STAGES; LEAD: stages that the first warpgroup is ahead at the end of a tile, 0: none"
 #endif
 #define THREADS 384
 constexpr int TOKENS = 128, STEP = 64;                // of a CTA's tile; columns of a stage
 constexpr int STEPS = ceil_div(K, STEP);
 constexpr int TILES = ceil_div(N, ROWS);
 constexpr int BAND = 8;                               // clusters side by side along the tokens: 8 x 8 of them fill a device
+constexpr int SHARE = ROWS / SPLIT;                   // rows of a tile that a CTA finishes
 constexpr int BLOCKS = EPILOGUE == SWIGLU ? 2 : 1;    // blocks of 8 columns that are finished together
-constexpr int UNITS = ROWS / 8 / BLOCKS;
+constexpr int UNITS = SHARE / 8 / BLOCKS;
 constexpr int OUTPUTS = EPILOGUE == SWIGLU ? N / 2 : N;
 constexpr bool SCALES = EPILOGUE == STORE || EPILOGUE == STORE_BIAS || EPILOGUE == SWIGLU;  // x may be a norm's input
 constexpr int TURN = LEAD > 0 && STEPS > STAGES ? STEPS - LEAD : STEPS;                     // the step before which the second warpgroup waits
+static_assert(SPLIT == 1 || LEAD == 0 && STEPS >= SPLIT, "a cluster that splits K has one tile");
+static_assert(SHARE % (8 * BLOCKS) == 0, "whole blocks are finished");
 static_assert(!IS_HEAD && !NORM, "no head, and what norms is a run-time matter: squares");
 static_assert(ROWS % 16 == 0, "half of a tile's rows starts where the swizzle does, and gate and up stay together");
 static_assert(LEAD < STAGES, "the second warpgroup holds a stage while it waits");
@@ -39,37 +43,43 @@ struct Params {
 	// the second multiplies its outputs by 1 / rms(y).
 	const bf16* gamma;     // RESIDUAL, [N], or null: then nothing of the next two lines
 	bf16* scaled;          // [M, N]
-	float* squares;        // [TILES, M]
+	float* squares;        // [TILES * SPLIT, M]
 	const float* rms_of;   // SCALES: the first product's squares, or null: x is normed
 	i32 tokens;            // M
-	i32 parts;             // TILES of the first product
+	i32 parts;             // TILES * SPLIT of the first product
 	i32 pad[18];
 };
 
 struct Stage { bf16 x[TOKENS][STEP], w[ROWS][STEP]; };
 struct Shared {
-	Stage stage[STAGES];
+	Stage stage[STAGES];  // after the last product, with SPLIT: what another CTA has of this one's share
 	u64 full[STAGES], empty[STAGES];
 };
+static_assert(SPLIT == 1 || SHARE * 512 <= sizeof(Stage) * STAGES, "sums do not fit the stages");
 
 #if ARCH >= 900 && defined(__CUDA_ARCH_FEAT_SM90_ALL)
 // Walk steps through the tiles of a cluster: bands of BAND tiles along the tokens, in each all tokens of a tile's rows first.
 struct Walk {
-	int rank, pairs, tile, step, token, row;  // token and row: this CTA's first
-	DEVICE Walk(int tokens) : rank(cluster_rank()), pairs(ceil_div(tokens, 2 * TOKENS)), tile(blockIdx.x / 2), step(0) { place(); }
+	int side, part;  // of the cluster's tokens: this CTA's half; of K
+	int pairs, tile, step, begin, end, token, row;  // token and row: this CTA's first
+	DEVICE Walk(int tokens) : side(cluster_rank() & 1), part(cluster_rank() >> 1), pairs(ceil_div(tokens, 2 * TOKENS)), tile(blockIdx.x / (2 * SPLIT)) {
+		begin = STEPS * part / SPLIT;
+		end = STEPS * (part + 1) / SPLIT;
+		place();
+	}
 	DEVICE void place() {
 		const int band = tile / (BAND * TILES), width = min(BAND, pairs - band * BAND), at = tile - band * BAND * TILES;
-		token = ((band * BAND + at % width) * 2 + rank) * TOKENS;
+		token = ((band * BAND + at % width) * 2 + side) * TOKENS;
 		row = at / width * ROWS;
+		step = begin;
 	}
 	DEVICE bool more() const { return tile < pairs * TILES; }
 	DEVICE void next_tile() {
-		step = 0;
-		tile += gridDim.x / 2;
+		tile += gridDim.x / (2 * SPLIT);
 		if (more()) place();
 	}
 	DEVICE void next() {
-		if (++step == STEPS) next_tile();
+		if (++step == end) next_tile();
 	}
 };
 
@@ -89,7 +99,7 @@ DEVICE void copy(const Params& p, Shared& sh) {
 	Walk w(p.tokens), x = w;
 	auto load_w = [&](int s) {
 		mbarrier_expect(&sh.full[s], sizeof(Stage));
-		tensor_load_multicast(sh.stage[s].w[w.rank * (ROWS / 2)], &p.w, w.step * STEP, w.row + w.rank * (ROWS / 2), &sh.full[s], 3, policy);
+		tensor_load_multicast(sh.stage[s].w[w.side * (ROWS / 2)], &p.w, w.step * STEP, w.row + w.side * (ROWS / 2), &sh.full[s], 3 << 2 * w.part, policy);
 		w.next();
 	};
 	auto load_x = [&](int s) {
@@ -153,8 +163,8 @@ struct Finish {
 		}
 	}
 
-	// store finishes the tile of rows from row on.
-	DEVICE void store(const Params& p, int row, const float (&d)[ROWS / 2]) {
+	// store finishes SHARE rows of a tile, from row on.
+	template <int SUMS> DEVICE void store(const Params& p, int row, const float (&d)[SUMS]) {
 		if (token - (threadIdx.x >> 2 & 7) >= p.tokens) return;  // the same for a warp
 		const int t = threadIdx.x & 3;
 		float scale[2] = {1.f, 1.f}, squares[2] = {};
@@ -209,31 +219,63 @@ struct Finish {
 			for (int h = 0; h < 2; h++) {
 				squares[h] += __shfl_xor_sync(~0u, squares[h], 1);
 				squares[h] += __shfl_xor_sync(~0u, squares[h], 2);
-				if (t == 0 && token + 8 * h < p.tokens) p.squares[(size_t)(row / ROWS) * p.tokens + token + 8 * h] = squares[h];
+				if (t == 0 && token + 8 * h < p.tokens) p.squares[(size_t)(row / SHARE) * p.tokens + token + 8 * h] = squares[h];
 			}
 	}
 };
 
+// Two CTAs that split K give each other their sums of what the other finishes, through its stages: [SHARE / 8, 256] of four.
+// give sends them and keeps this CTA's share in mine.
+DEVICE void give(Shared& sh, int part, const float (&d)[ROWS / 2], float (&mine)[SHARE / 2]) {
+	constexpr int SECOND = (ROWS - SHARE) / 2;  // of d, the other share
+	const u32 to = cluster_address(reinterpret_cast<float4*>(sh.stage) + threadIdx.x, cluster_rank() ^ 2);
+	cluster_sync();  // every CTA has multiplied: its stages are free
+#pragma unroll
+	for (int i = 0; i < SHARE / 2; i += 4) {
+		float4 other;
+		float* theirs = &other.x;
+#pragma unroll
+		for (int j = 0; j < 4; j++) {
+			mine[i + j] = part == 0 ? d[i + j] : d[SECOND + i + j];
+			theirs[j] = part == 0 ? d[SECOND + i + j] : d[i + j];
+		}
+		st_cluster16(to + i / 4 * 256 * 16, other);
+	}
+}
+// take adds what the other CTA gave.
+DEVICE void take(Shared& sh, float (&mine)[SHARE / 2]) {
+	cluster_sync();
+#pragma unroll
+	for (int i = 0; i < SHARE / 2; i += 4) {
+		const float4 v = reinterpret_cast<float4*>(sh.stage)[i / 4 * 256 + threadIdx.x];
+		mine[i] += v.x;
+		mine[i + 1] += v.y;
+		mine[i + 2] += v.z;
+		mine[i + 3] += v.w;
+	}
+}
+
 DEVICE void multiply(const Params& p, Shared& sh) {
 	const int tid = threadIdx.x, group = tid >> 7;
-	// A stage is free when both warpgroups of both CTAs are done: the first two warps of a warpgroup tell one CTA each.
+	// A stage is free when both warpgroups of both CTAs are done that share W: the first two warps of a warpgroup tell one CTA each.
 	const bool tells = (tid & 95) == 0 && (tid & 127) < 64;
-	const u32 empty = cluster_address(sh.empty, tid >> 5 & 1);
+	const u32 empty = cluster_address(sh.empty, cluster_rank() & ~1 | tid >> 5 & 1);
 	PDL_WAIT();
 	Ring at;
 	for (Walk walk(p.tokens); walk.more(); walk.next_tile()) {
 		float d[ROWS / 2];
 		Finish finish;
-		for (int step = 0; step < STEPS; step++) {
+		const int row = walk.row + walk.part * SHARE;  // the first that this CTA finishes
+		for (int step = walk.begin; step < walk.end; step++) {
 			if (step == TURN && group == 1) barrier_sync(1, 256);
-			if (step == STEPS - 1) finish.ahead(p, walk.token, walk.row);
+			if (SPLIT == 1 && step == walk.end - 1) finish.ahead(p, walk.token, row);
 			mbarrier_wait(&sh.full[at.s], at.round & 1);
 			const u64 a = wgmma_tile(sh.stage[at.s].x[64 * group]), b = wgmma_tile(sh.stage[at.s].w);
 			wgmma_fence();
 #pragma unroll
-			for (int j = 0; j < STEP / 16; j++) Wgmma<ROWS>::product(d, a + 2 * j, b + 2 * j, j > 0 || step > 0);
+			for (int j = 0; j < STEP / 16; j++) Wgmma<ROWS>::product(d, a + 2 * j, b + 2 * j, j > 0 || step > walk.begin);
 			wgmma_commit();
-			if (step > 0) {  // the step before is done: its stage may be filled again
+			if (step > walk.begin) {  // the step before is done: its stage may be filled again
 				wgmma_wait<1>();
 				if (tells) mbarrier_arrive_at(empty + 8 * (at.s == 0 ? STAGES - 1 : at.s - 1));
 			}
@@ -242,7 +284,15 @@ DEVICE void multiply(const Params& p, Shared& sh) {
 		if (TURN < STEPS && group == 0) barrier_arrive(1, 256);
 		wgmma_wait<0>();
 		if (tells) mbarrier_arrive_at(empty + 8 * (at.s == 0 ? STAGES - 1 : at.s - 1));
-		finish.store(p, walk.row, d);
+		if constexpr (SPLIT > 1) {
+			float mine[SHARE / 2];
+			give(sh, walk.part, d, mine);
+			finish.ahead(p, walk.token, row);
+			take(sh, mine);
+			finish.store(p, row, mine);
+		} else {
+			finish.store(p, row, d);
+		}
 	}
 }
 #endif
@@ -267,6 +317,10 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) gemm_large_sm90(const _
 		registers_less<40>();
 		if (threadIdx.x == 256) copy(p, sh);
 		__syncwarp();
+		if (SPLIT > 1) {  // give's and take's
+			cluster_sync();
+			cluster_sync();
+		}
 	}
 	cluster_sync();  // the other CTA may still do
 #endif

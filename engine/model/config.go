@@ -34,6 +34,8 @@ type Config struct {
 	// Quantization says how the checkpoint's linear layers are stored; nil where they are plain, and for GGUF files, whose
 	// tensors say it themselves.
 	Quantization *Quantization
+
+	DraftHead *DraftHead // guesses what the model will say; nil: there is none
 }
 
 // RoPE holds the rotary embedding's parameters. Heads are rotated in halves (element i with i+HeadDim/2), as Hugging Face

@@ -77,7 +77,12 @@ func elements(shape []int) int64 {
 	return n
 }
 
-// KVBytesPerToken is what one token of one sequence takes in the KV cache of elements of elementBytes: K and V of all layers.
+// KVBytesPerToken is what one token of one sequence takes in the KV cache of elements of elementBytes: K and V of all layers, the draft
+// head's included.
 func (c *Config) KVBytesPerToken(elementBytes int) int64 {
-	return 2 * int64(c.NumLayers) * int64(c.NumKVHeads) * int64(c.HeadDim) * int64(elementBytes)
+	n := 2 * int64(c.NumLayers) * int64(c.NumKVHeads) * int64(c.HeadDim) * int64(elementBytes)
+	if c.DraftHead != nil {
+		n += c.DraftHead.Layer.KVBytesPerToken(elementBytes)
+	}
+	return n
 }

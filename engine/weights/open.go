@@ -22,29 +22,40 @@ const (
 
 // Open maps the safetensors of a Hugging Face directory, one file or shards with an index, and returns the tensors cfg needs,
 // their names, shapes and types verified. On an error nothing stays open.
-func Open(dir string, cfg *model.Config) (_ *Store, err error) {
-	d := &directory{path: dir, quant: cfg.Quantization, shards: map[string]*safetensors{}}
+func Open(dir string, cfg *model.Config) (*Store, error) {
 	s := &Store{tensors: map[string]*Tensor{}}
+	if err := s.read(dir, cfg.Quantization, "", cfg.Tensors()); err != nil {
+		return nil, err
+	}
+	return s, nil
+}
+
+// read adds the wanted tensors of a directory's files, with prefix before their names. On an error it has added none.
+func (s *Store) read(dir string, quant *model.Quantization, prefix string, wanted []model.Tensor) (err error) {
+	d := &directory{path: dir, quant: quant, shards: map[string]*safetensors{}}
 	defer func() {
 		if err != nil {
 			d.close()
 		}
 	}()
 	if err := d.readIndex(); err != nil {
-		return nil, err
+		return err
 	}
-	for _, want := range cfg.Tensors() {
-		t, err := d.tensor(want)
-		if err != nil {
-			return nil, err
+	found := make([]*Tensor, len(wanted))
+	for i, want := range wanted {
+		if found[i], err = d.tensor(want); err != nil {
+			return err
 		}
-		s.tensors[want.Name] = t
+	}
+	for i, want := range wanted {
+		found[i].Name = prefix + want.Name
+		s.tensors[found[i].Name] = found[i]
 	}
 	d.repackAll()
 	for _, shard := range d.shards {
 		s.files = append(s.files, shard.file)
 	}
-	return s, nil
+	return nil
 }
 
 // directory is a model's files, opened as tensors ask for them.
@@ -144,6 +155,11 @@ func (d *directory) plain(want model.Tensor) (*Tensor, error) {
 		return nil, err
 	}
 	dtype, ok := plainTypes[entry.dtype]
+	if want.Name == model.DraftVocabularyMap {
+		if dtype, ok = I64, entry.dtype == I64.String(); !ok {
+			return nil, errorf(shard.path, want.Name, "type %s is not supported: want I64", entry.dtype)
+		}
+	}
 	if !ok {
 		hint := ""
 		if d.quant == nil {

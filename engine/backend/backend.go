@@ -8,7 +8,10 @@
 // an op-level interface, and the logits of 256 rows over 128,256 tokens are 131 MB a step where their ids are 1 KB.
 package backend
 
-import "errors"
+import (
+	"errors"
+	"time"
+)
 
 // Backend runs a model's steps. All methods are called by one goroutine; a backend owns its threads itself.
 type Backend interface {
@@ -53,6 +56,7 @@ type Info struct {
 	PageSize   int    // tokens of a KV page
 	NumPages   int    // KV pages; ids are 0..NumPages-1
 	MaxVerify  int    // the most rows and draft tokens together of a step that has drafts; 0: rows carry none
+	DraftHead  bool   // a draft head guesses what follows a row: rows may have Follow and Guess
 
 	WeightBytes     int64 // read once by every decode step, whatever its rows
 	KVBytesPerToken int64 // of all layers, K and V
@@ -91,9 +95,15 @@ type Row struct {
 	// further step before this one was awaited. What follows from the output so far would have to be worked out token by token: a
 	// row with drafts has no Mask and no penalties; nor has it Logits.
 	Drafts []int32
+	// Follow has the draft head read the row's tokens, each with the model's hidden state of the one before it; and the token that the row
+	// samples. A sequence is followed from its Start on, at the beginning of a page, or not at all; its first row without Follow ends it.
+	Follow bool
+	// Guess asks the head, of a row that it follows and that samples, for up to so many guesses at what comes next: [RowResult.Guesses].
+	// The head keeps what it makes of them in the pages, behind the row's tokens: Pages and the context have room for Guess-1 more.
+	Guess int
 	// Position is the number of the sequence's tokens that the KV cache holds already; the row's first token goes there.
 	Position int
-	// Pages is the sequence's page table, page i holding positions i*PageSize..; it covers Position+NumTokens() tokens. Between
+	// Pages is the sequence's page table, page i holding positions i*PageSize..; it covers Position+Reach() tokens. Between
 	// two rows of a slot without Start it only grows at its end.
 	Pages []int32
 	// Sample asks for a token after the row's last position: true for decode rows and a prompt's last chunk.
@@ -110,6 +120,9 @@ type Row struct {
 
 // NumTokens is the number of tokens the row puts through the model.
 func (r *Row) NumTokens() int { return max(1+len(r.Drafts), len(r.Tokens)) }
+
+// Reach is the number of positions, from the row's own on, that the step may write to: of its tokens and of the draft head's guesses.
+func (r *Row) Reach() int { return r.NumTokens() + max(0, r.Guess-1) }
 
 // Start is what a slot must know of a sequence before its first row.
 type Start struct {
@@ -147,6 +160,8 @@ type TokenBias struct {
 // Result is what a step gave: one entry for each row of its batch, in the batch's order.
 type Result struct {
 	Rows []RowResult
+	// HeadTime is how much of the step's time the draft head took.
+	HeadTime time.Duration
 }
 
 // RowResult is one row's outcome. Its slices are valid until the Result is filled again.
@@ -156,6 +171,7 @@ type RowResult struct {
 	Top            []TokenLogProb // [TopLogProbs], most likely first
 	More           []Sampled      // [accepted drafts] the tokens after Token, one for each draft that was accepted
 	TargetLogProbs []float32      // [len(Targets)]
+	Guesses        []Guess        // [at most Row.Guess] at the tokens that follow the last one sampled
 	Logits         []float32      // [VocabSize]
 	// NonFinite tells that the row's logits held a NaN or an infinity; Token is then meaningless.
 	NonFinite bool
@@ -166,6 +182,12 @@ type Sampled struct {
 	Token   int32
 	LogProb float32
 	Top     []TokenLogProb
+}
+
+// Guess is a token that a draft head expects, and how sure it is: the probability it gives it, after all guesses before it.
+type Guess struct {
+	Token int32
+	Prob  float32
 }
 
 // Accepted is the number of drafts that agree with what was sampled; sampled(i) is the token after i drafts. It is asked for i in

@@ -19,6 +19,7 @@ type checkedSlot struct {
 	started   bool
 	hasToken  bool // some launched row of the sequence samples
 	penalties bool
+	followed  bool // by the draft head, from the start
 	uncertain bool // a row with drafts was not awaited: nobody knows where the sequence ends
 	pages     int  // of its page table so far; they were checked when they came
 }
@@ -71,6 +72,7 @@ func (c *Checker) Launched(b *Batch) {
 			*s = checkedSlot{started: true, penalties: r.Start.Sampling.penalises()}
 		}
 		s.hasToken = s.hasToken || r.Sample
+		s.followed = r.Follow
 		s.pages = len(r.Pages)
 		if len(r.Drafts) > 0 {
 			s.uncertain = true
@@ -99,7 +101,7 @@ func (c *Checker) row(r *Row) error {
 		return fmt.Errorf("slot %d is not in 0..%d", r.Slot, c.info.MaxRows-1)
 	}
 	s := c.slots[r.Slot]
-	end := r.Position + r.NumTokens()
+	end := r.Position + r.Reach()
 	words := (c.info.VocabSize + 31) / 32
 	switch {
 	case r.Start == nil && !s.started:
@@ -120,6 +122,11 @@ func (c *Checker) row(r *Row) error {
 		return fmt.Errorf("mask has %d words, want %d", len(r.Mask), words)
 	case r.Mask != nil && r.Sample && !allowsAny(r.Mask, c.info.VocabSize):
 		return fmt.Errorf("mask allows no token")
+	}
+	if r.Follow || r.Guess != 0 {
+		if err := c.follow(r, &s); err != nil {
+			return err
+		}
 	}
 	if len(r.Drafts) > 0 {
 		switch {
@@ -151,6 +158,23 @@ func (c *Checker) row(r *Row) error {
 	}
 	if r.Start != nil {
 		return c.start(r.Start)
+	}
+	return nil
+}
+
+// follow looks at what a row asks of the draft head.
+func (c *Checker) follow(r *Row, s *checkedSlot) error {
+	switch {
+	case !c.info.DraftHead:
+		return fmt.Errorf("there is no draft head to follow the row")
+	case r.Guess < 0 || r.Guess > MaxRowDrafts:
+		return fmt.Errorf("%d guesses, want 0..%d", r.Guess, MaxRowDrafts)
+	case r.Guess > 0 && !(r.Follow && r.Sample):
+		return fmt.Errorf("guesses belong to a row that is followed and samples")
+	case r.Start == nil && !s.followed:
+		return fmt.Errorf("slot %d was not followed from its start", r.Slot)
+	case r.Start != nil && r.Position%c.info.PageSize != 0:
+		return fmt.Errorf("a sequence is followed from the beginning of a page, not from position %d", r.Position)
 	}
 	return nil
 }

@@ -105,7 +105,8 @@ func open(cfg *model.Config, w *weights.Store, o backend.Options, p *pool, ks *k
 	if err != nil {
 		return nil, err
 	}
-	net, err := load(cfg, w, p, o.Quantization == "fp8", o.Progress)
+	l := newLoader(w, p, o.Quantization == "fp8", o.Progress)
+	net, err := l.network(cfg)
 	if err != nil {
 		return nil, err
 	}
@@ -115,19 +116,25 @@ func open(cfg *model.Config, w *weights.Store, o backend.Options, p *pool, ks *k
 	info := backend.Info{
 		Name: "cpu", Device: deviceName(p.threads(), ks.name), DType: net.dtype,
 		VocabSize: cfg.VocabSize, MaxContext: o.MaxContext, MaxRows: o.MaxRows, MaxTokens: o.MaxTokens,
-		PageSize: o.PageSize, NumPages: numPages, MaxVerify: o.MaxVerify,
+		PageSize: o.PageSize, NumPages: numPages, MaxVerify: o.MaxVerify, DraftHead: cfg.DraftHead != nil,
 		WeightBytes: net.bytes - int64(cfg.NumExperts)*net.expertBytes, KVBytesPerToken: perToken,
 		Experts: cfg.NumExperts, ExpertsPerToken: cfg.NumExpertsPerToken, ExpertBytes: net.expertBytes,
 	}
+	s := &stepper{
+		cfg: cfg, net: net, pool: p, kernels: ks, uniformExperts: o.SimulateUniformExperts, invFreq: cfg.InvFreq(),
+		cache: kvCache{layers: cfg.NumLayers, heads: cfg.NumKVHeads, dim: cfg.HeadDim, pageSize: o.PageSize, dtype: dtype, scales: cacheScales(w, cfg.NumLayers),
+			pages: make([]kvPage, numPages)},
+		sequences: make([]*sequence, o.MaxRows),
+		scratch:   make([]scratch, p.threads()),
+	}
+	if cfg.DraftHead != nil {
+		s.draft = l.draftHead(cfg, s)
+		if l.err != nil {
+			return nil, fmt.Errorf("draft head: %w", l.err)
+		}
+	}
 	return &Backend{
-		info: info,
-		stepper: &stepper{
-			cfg: cfg, net: net, pool: p, kernels: ks, uniformExperts: o.SimulateUniformExperts, invFreq: cfg.InvFreq(),
-			cache: kvCache{layers: cfg.NumLayers, heads: cfg.NumKVHeads, dim: cfg.HeadDim, pageSize: o.PageSize, dtype: dtype, scales: cacheScales(w, cfg.NumLayers),
-				pages: make([]kvPage, numPages)},
-			sequences: make([]*sequence, o.MaxRows),
-			scratch:   make([]scratch, p.threads()),
-		},
+		info: info, stepper: s,
 		checker:  backend.NewChecker(info),
 		launched: 1, awaited: 1,
 		queue: make(chan *step, backend.MaxInFlight), stopped: make(chan struct{}),
@@ -177,6 +184,7 @@ func (b *Backend) Wait(id backend.StepID, out *backend.Result) error {
 		trace.StepTimes(s.times)
 	}
 	copyResults(out, s.results)
+	out.HeadTime = s.headTime
 	return nil
 }
 
@@ -226,7 +234,6 @@ func (s *stepper) runGuarded(step *step) (err error) {
 	}()
 	s.notes.begin()
 	s.run(step)
-	s.notes.note("sample", -1, len(step.rows))
 	step.times = s.notes.times
 	return nil
 }
@@ -239,11 +246,12 @@ func copyResults(out *backend.Result, results []backend.RowResult) {
 	out.Rows = out.Rows[:len(results)]
 	for i := range results {
 		to, from := &out.Rows[i], &results[i]
-		top, more, targets, logits := to.Top[:0], to.More[:0], to.TargetLogProbs[:0], to.Logits[:0]
+		top, more, targets, guesses, logits := to.Top[:0], to.More[:0], to.TargetLogProbs[:0], to.Guesses[:0], to.Logits[:0]
 		*to = *from
 		to.Top = append(top, from.Top...)
 		to.More = append(more, from.More...) // nobody else has what is in it
 		to.TargetLogProbs = append(targets, from.TargetLogProbs...)
+		to.Guesses = append(guesses, from.Guesses...)
 		to.Logits = append(logits, from.Logits...)
 	}
 }

@@ -2,6 +2,7 @@ package cpu
 
 import (
 	"slices"
+	"time"
 
 	"github.com/tokamak-engine/tokamak/engine/backend"
 	"github.com/tokamak-engine/tokamak/engine/trace"
@@ -9,13 +10,14 @@ import (
 
 // step is one launched batch. It owns its rows; its results belong to the goroutine that runs it until done is closed.
 type step struct {
-	id      backend.StepID
-	rows    []backend.Row
-	starts  []*sequence // one for each row that has Start
-	results []backend.RowResult
-	times   []trace.Time // of its operations, if a profiler wanted them
-	err     error
-	done    chan struct{}
+	id       backend.StepID
+	rows     []backend.Row
+	starts   []*sequence // one for each row that has Start
+	results  []backend.RowResult
+	times    []trace.Time  // of its operations, if a profiler wanted them
+	headTime time.Duration // that the draft head took
+	err      error
+	done     chan struct{}
 }
 
 // newStep copies a checked batch.

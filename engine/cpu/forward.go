@@ -17,6 +17,7 @@ type stepper struct {
 	invFreq        []float64
 
 	sequences []*sequence // by slot
+	draft     *draftHead  // nil: there is none
 
 	// The step being run.
 	rows   []backend.Row
@@ -57,54 +58,71 @@ const parallelRows = 4
 // forward puts the step's tokens through the layers and leaves the residual stream in s.x, [tokens, hidden].
 func (s *stepper) forward() {
 	s.place()
-	n, cfg := len(s.tokens), s.cfg
-	hidden, qSize, kvSize, half := cfg.HiddenSize, cfg.NumHeads*cfg.HeadDim, cfg.NumKVHeads*cfg.HeadDim, cfg.HeadDim/2
+	n, hidden := len(s.tokens), s.cfg.HiddenSize
 	x, normed := grow(&s.x, n*hidden), grow(&s.normed, n*hidden)
-	q, k, v := grow(&s.q, n*qSize), grow(&s.k, n*kvSize), grow(&s.v, n*kvSize)
-	attended := grow(&s.attended, n*qSize)
-	cos, sin := grow(&s.cos, n*half), grow(&s.sin, n*half)
-
-	s.each(n, func(i int) {
-		s.net.embedding.tensor.Row(int(s.tokens[i].id), x[i*hidden:(i+1)*hidden])
-		CosSin(cos[i*half:(i+1)*half], sin[i*half:(i+1)*half], s.invFreq, s.tokens[i].position, cfg.RoPE.AttentionFactor)
-	})
+	s.each(n, func(i int) { s.net.embedding.tensor.Row(int(s.tokens[i].id), x[i*hidden:(i+1)*hidden]) })
+	s.rotations()
 	s.notes.note("embed", -1, n)
 	for l := range s.net.layers {
-		y := &s.net.layers[l]
-		s.normRows(normed, x, y.attentionNorm, n)
+		s.normRows(normed, x, s.net.layers[l].attentionNorm, n)
 		s.notes.note("norm", l, n)
-		s.multiply(normed, n, product{y.q, q}, product{y.k, k}, product{y.v, v})
-		s.notes.note("qkv", l, n, y.q, y.k, y.v)
-		s.each(n, func(i int) {
-			qi, ki, vi := q[i*qSize:(i+1)*qSize], k[i*kvSize:(i+1)*kvSize], v[i*kvSize:(i+1)*kvSize]
-			add(qi, y.qBias)
-			add(ki, y.kBias)
-			add(vi, y.vBias)
-			c, sn := cos[i*half:(i+1)*half], sin[i*half:(i+1)*half]
-			s.rotateHeads(qi, y.qNorm, c, sn)
-			s.rotateHeads(ki, y.kNorm, c, sn)
-			t := &s.tokens[i]
-			s.cache.put(t.page, t.slot, l, 0, ki)
-			s.cache.put(t.page, t.slot, l, 1, vi)
-		})
-		s.notes.note("rope_kv", l, n)
-		s.attend(l)
-		s.notes.note("attention", l, n)
-		s.multiply(attended, n, product{y.o, normed})
-		s.each(n, func(i int) { add(x[i*hidden:(i+1)*hidden], normed[i*hidden:(i+1)*hidden]) })
-		s.notes.note("o", l, n, y.o)
-		s.normRows(normed, x, y.mlpNorm, n)
-		s.notes.note("norm", l, n)
-		if y.router != nil {
-			s.mixture(y, l, x, normed, n)
-			s.notes.note("experts", l, n)
-			continue
+		s.layer(l, normed)
+		if s.draft != nil {
+			s.draft.capture(l, x)
 		}
-		out := grow(&s.mlpOut, n*hidden)
-		s.feedForward(&y.mlp, out, normed, n)
-		s.each(n, func(i int) { add(x[i*hidden:(i+1)*hidden], out[i*hidden:(i+1)*hidden]) })
-		s.notes.note("mlp", l, n, y.mlp.gate, y.mlp.up, y.mlp.down)
 	}
+}
+
+// rotations makes the rotary embedding's factors of the step's positions, [tokens, headDim/2].
+func (s *stepper) rotations() {
+	n, half := len(s.tokens), s.cfg.HeadDim/2
+	cos, sin := grow(&s.cos, n*half), grow(&s.sin, n*half)
+	s.each(n, func(i int) {
+		CosSin(cos[i*half:(i+1)*half], sin[i*half:(i+1)*half], s.invFreq, s.tokens[i].position, s.cfg.RoPE.AttentionFactor)
+	})
+}
+
+// layer adds layer l's attention and feed-forward block to the residual stream s.x. in is the attention's input, normed: [tokens, columns of
+// its matrices]. It may be s.normed, which is lost.
+func (s *stepper) layer(l int, in []float32) {
+	n, cfg, y := len(s.tokens), s.cfg, &s.net.layers[l]
+	hidden, qSize, kvSize, half := cfg.HiddenSize, cfg.NumHeads*cfg.HeadDim, cfg.NumKVHeads*cfg.HeadDim, cfg.HeadDim/2
+	x, normed := s.x[:n*hidden], grow(&s.normed, n*hidden)
+	q, k, v := grow(&s.q, n*qSize), grow(&s.k, n*kvSize), grow(&s.v, n*kvSize)
+	attended := grow(&s.attended, n*qSize)
+	cos, sin := s.cos[:n*half], s.sin[:n*half]
+
+	s.multiply(in, n, product{y.q, q}, product{y.k, k}, product{y.v, v})
+	s.notes.note("qkv", l, n, y.q, y.k, y.v)
+	s.each(n, func(i int) {
+		qi, ki, vi := q[i*qSize:(i+1)*qSize], k[i*kvSize:(i+1)*kvSize], v[i*kvSize:(i+1)*kvSize]
+		add(qi, y.qBias)
+		add(ki, y.kBias)
+		add(vi, y.vBias)
+		c, sn := cos[i*half:(i+1)*half], sin[i*half:(i+1)*half]
+		s.rotateHeads(qi, y.qNorm, c, sn)
+		s.rotateHeads(ki, y.kNorm, c, sn)
+		t := &s.tokens[i]
+		s.cache.put(t.page, t.slot, l, 0, ki)
+		s.cache.put(t.page, t.slot, l, 1, vi)
+	})
+	s.notes.note("rope_kv", l, n)
+	s.attend(l)
+	s.notes.note("attention", l, n)
+	s.multiply(attended, n, product{y.o, normed})
+	s.each(n, func(i int) { add(x[i*hidden:(i+1)*hidden], normed[i*hidden:(i+1)*hidden]) })
+	s.notes.note("o", l, n, y.o)
+	s.normRows(normed, x, y.mlpNorm, n)
+	s.notes.note("norm", l, n)
+	if y.router != nil {
+		s.mixture(y, l, x, normed, n)
+		s.notes.note("experts", l, n)
+		return
+	}
+	out := grow(&s.mlpOut, n*hidden)
+	s.feedForward(&y.mlp, out, normed, n)
+	s.each(n, func(i int) { add(x[i*hidden:(i+1)*hidden], out[i*hidden:(i+1)*hidden]) })
+	s.notes.note("mlp", l, n, y.mlp.gate, y.mlp.up, y.mlp.down)
 }
 
 // place lists the step's tokens, reads each decode row's token from its slot and makes room in the cache.

@@ -50,14 +50,17 @@ type loader struct {
 	byDType map[weights.DType]int64
 }
 
-func load(cfg *model.Config, store *weights.Store, p *pool, fp8 bool, progress func(string, float64, float64, string)) (*network, error) {
+func newLoader(store *weights.Store, p *pool, fp8 bool, progress func(string, float64, float64, string)) *loader {
 	const gib = 1 << 30
 	total := float64(store.Bytes()) / gib
-	l := &loader{store: store, pool: p, fp8: fp8, byDType: map[weights.DType]int64{}, progress: func(done float64) {
+	return &loader{store: store, pool: p, fp8: fp8, byDType: map[weights.DType]int64{}, progress: func(done float64) {
 		if progress != nil {
 			progress("dummy weights", min(done/gib, total), total, "GiB")
 		}
 	}}
+}
+
+func (l *loader) network(cfg *model.Config) (*network, error) {
 	n := &network{embedding: l.matrix("model.embed_tokens.weight"), layers: make([]layer, cfg.NumLayers), norm: l.vector("model.norm.weight")}
 	n.head = n.embedding
 	if !cfg.TieEmbeddings {

@@ -49,10 +49,15 @@ func (s *stepper) run(step *step) {
 		s.settle(&step.results[p.row], s.rows[p.row].Slot, drafts, s.places[at:at+1+len(drafts)])
 		at += 1 + len(drafts)
 	}
+	s.notes.note("sample", -1, len(step.rows))
+	if s.draft != nil {
+		s.draft.follow(step)
+		s.notes.note("draft head", -1, n)
+	}
 	s.rows = nil
 }
 
-// head norms n tokens of the residual stream and returns their logits, [n, vocabulary].
+// head norms n tokens of the residual stream and returns their logits, [n, tokens of the network's head].
 func (s *stepper) head(n int, token func(i int) int) []float32 {
 	hidden := s.cfg.HiddenSize
 	h := grow(&s.hidden, n*hidden)
@@ -60,7 +65,7 @@ func (s *stepper) head(n int, token func(i int) int) []float32 {
 		t := token(i)
 		RMSNorm(h[i*hidden:(i+1)*hidden], s.x[t*hidden:(t+1)*hidden], s.net.norm, s.cfg.RMSNormEps)
 	}
-	logits := grow(&s.logits, n*s.cfg.VocabSize)
+	logits := grow(&s.logits, n*s.net.head.n)
 	s.multiply(h, n, product{s.net.head, logits})
 	s.notes.note("head", -1, n, s.net.head)
 	return logits

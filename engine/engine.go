@@ -94,6 +94,10 @@ func Open(ctx context.Context, path string, opts ...Opt) (_ *Engine, err error) 
 	if e.weights, err = src.weights(e.config, o.LoadFormat); err != nil {
 		return nil, err
 	}
+	if err := addDraftHead(o, e.config, e.weights); err != nil {
+		_ = e.weights.Close() // the first error is the one to tell
+		return nil, err
+	}
 	open := func() (backend.Backend, error) {
 		if err := checkpoint(ctx); err != nil {
 			return nil, err
@@ -154,17 +158,14 @@ func chosen(o Options, info backend.Info) Options {
 }
 
 func newScheduler(o *Options, info backend.Info) *scheduler.Scheduler {
-	policy, drafts := scheduler.FCFS, 0
-	if o.speculates() {
-		drafts = o.SpeculativeNumTokens
-	}
+	policy := scheduler.FCFS
 	if o.SchedulePolicy == "lpm" {
 		policy = scheduler.LPM
 	}
 	return scheduler.New(scheduler.Config{
 		MaxRows: info.MaxRows, MaxTokens: info.MaxTokens, MaxContext: info.MaxContext, PageSize: info.PageSize, NumPages: info.NumPages,
 		ChunkSize: max(0, o.ChunkedPrefillSize), MixedTokens: o.MaxMixedTokens, Policy: policy, PrefixCache: !o.DisableRadixCache,
-		RowDrafts: drafts, MaxVerify: info.MaxVerify, EagerDrafts: o.SpeculativeEager, Seed: uint64(o.RandomSeed),
+		RowDrafts: o.rowDrafts(), MaxVerify: info.MaxVerify, EagerDrafts: o.SpeculativeEager, Seed: uint64(o.RandomSeed),
 	})
 }
 

@@ -247,7 +247,7 @@ func (l *loop) await() {
 		if !f.since.IsZero() { // the host's work between the steps is part of the price
 			began = f.since
 		}
-		l.sched.Took(f.step.Tokens, at.Sub(began))
+		l.sched.Took(f.step.Tokens, at.Sub(began), l.result.HeadTime)
 	}
 	l.awaited = at
 	copy(l.flights[:], l.flights[1:])

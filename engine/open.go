@@ -158,6 +158,9 @@ func openBackend(o *Options, cfg *model.Config, w *weights.Store, b backend.Opti
 			device = "cuda"
 		}
 	}
+	if device == "cuda" && cfg.DraftHead != nil {
+		return nil, &OptionError{"speculative-algorithm", eagle3, "NGRAM, or --device cpu: there are no kernels for draft heads yet"}
+	}
 	var opened backend.Backend
 	var err error
 	if device == "cuda" {
@@ -209,6 +212,34 @@ const verifyTokens = 48
 
 // speculates tells that requests guess tokens.
 func (o *Options) speculates() bool { return o.SpeculativeAlgorithm != "" }
+
+const eagle3 = "EAGLE3"
+
+// rowDrafts is the most guesses of a request that a step verifies.
+func (o *Options) rowDrafts() int {
+	switch o.SpeculativeAlgorithm {
+	case "":
+		return 0
+	case eagle3:
+		return min(o.SpeculativeNumSteps, o.SpeculativeNumTokens)
+	}
+	return o.SpeculativeNumTokens
+}
+
+// addDraftHead gives cfg and w the draft head that o asks for.
+func addDraftHead(o *Options, cfg *model.Config, w *weights.Store) (err error) {
+	if o.SpeculativeAlgorithm != eagle3 {
+		return nil
+	}
+	if cfg.DraftHead, err = model.LoadDraftHead(o.SpeculativeDraftModel, cfg); err != nil {
+		return err
+	}
+	if o.LoadFormat == "dummy" {
+		w.AddDummyDraftHead(cfg.DraftHead)
+		return nil
+	}
+	return w.AddDraftHead(o.SpeculativeDraftModel, cfg.DraftHead)
+}
 
 // mostRows is at least what any backend takes where the options leave rows to it.
 const mostRows = 256

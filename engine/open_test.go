@@ -19,6 +19,7 @@ import (
 	"github.com/tokamak-engine/tokamak/fixtures/configs"
 	"github.com/tokamak-engine/tokamak/fixtures/fetch"
 	"github.com/tokamak-engine/tokamak/fixtures/goldens"
+	"github.com/tokamak-engine/tokamak/fixtures/tinymodel"
 )
 
 // TestTheRealModelSaysWhatItShould compares greedy tokens with a float32 reference.
@@ -82,6 +83,8 @@ func TestQuantizationConfirmsTheCheckpoint(t *testing.T) {
 func TestOpenTellsWhatIsWrong(t *testing.T) {
 	tiny, err := configs.Dir("tiny")
 	require.NoError(t, err)
+	head, err := tinymodel.Dir(tinymodel.DraftHead)
+	require.NoError(t, err)
 	empty := t.TempDir()
 	broken := t.TempDir()
 	require.NoError(t, os.WriteFile(filepath.Join(broken, "config.json"), []byte(`{"architectures":`), 0o644))
@@ -116,6 +119,12 @@ func TestOpenTellsWhatIsWrong(t *testing.T) {
 		"queue":             {tiny, func(o *Options) { o.MaxQueuedRequests = 0 }, as(new(*OptionError)), "max-queued-requests"},
 		"rows above tokens": {tiny, func(o *Options) { o.MaxRunningRequests, o.MaxPrefillTokens = 9, 8 }, as(new(*OptionError)), "max-prefill-tokens"},
 		"speculative":       {tiny, func(o *Options) { o.SpeculativeNumTokens = 16 }, as(new(*OptionError)), "speculative"},
+		"no steps":          {tiny, func(o *Options) { o.SpeculativeNumSteps = 0 }, as(new(*OptionError)), "speculative-num-steps"},
+		"a tree":            {tiny, func(o *Options) { o.SpeculativeEagleTopK = 2 }, as(new(*OptionError)), "speculative-eagle-topk"},
+		"no head":           {tiny, func(o *Options) { o.SpeculativeAlgorithm = eagle3 }, as(new(*OptionError)), "speculative-draft-model-path"},
+		"head unused":       {tiny, func(o *Options) { o.SpeculativeDraftModel = tiny }, as(new(*OptionError)), "EAGLE3"},
+		"not a head":        {tiny, func(o *Options) { o.SpeculativeAlgorithm, o.SpeculativeDraftModel = eagle3, tiny }, as(new(*model.Error)), "LlamaForCausalLMEagle3"},
+		"another's head":    {tiny, func(o *Options) { o.SpeculativeAlgorithm, o.SpeculativeDraftModel = eagle3, head }, as(new(*model.Error)), "vocab_size"},
 	} {
 		t.Run(strings.ReplaceAll(name, " ", "_"), func(t *testing.T) {
 			o := tinyOptions()

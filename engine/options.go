@@ -42,6 +42,9 @@ type Options struct {
 	SpeculativeNgramMin    int
 	SpeculativeEager       bool
 	SpeculativeNgramMax    int
+	SpeculativeDraftModel  string
+	SpeculativeNumSteps    int
+	SpeculativeEagleTopK   int
 }
 
 // Option is one row of a table of options: everything there is to know of a flag. Benchmarks and the server add rows of their
@@ -64,7 +67,7 @@ func DefaultOptions() Options {
 	return Options{
 		LoadFormat: "auto", JSONModelOverrides: "{}", Device: "auto", DType: "auto", KVCacheDType: "auto",
 		MemFractionStatic: 0.88, MaxQueuedRequests: 4096, SchedulePolicy: "fcfs", RandomSeed: 42,
-		SpeculativeNumTokens: 15, SpeculativeNgramMin: 2, SpeculativeNgramMax: 16,
+		SpeculativeNumTokens: 15, SpeculativeNgramMin: 2, SpeculativeNgramMax: 16, SpeculativeNumSteps: 3, SpeculativeEagleTopK: 1,
 	}
 }
 
@@ -97,7 +100,10 @@ func (o *Options) Table() []Option {
 		{Name: "threads", Value: &o.Threads, Help: "worker threads of the CPU backend; 0: one a processor"},
 		{Name: "deterministic", Aliases: []string{"enable-deterministic-inference"}, Value: &o.Deterministic, Help: "results do not depend on batch mates, chunks or preemption, bit for bit; on a GPU steps take about twice as long"},
 		{Name: "simulate-uniform-experts", Value: &o.SimulateUniformExperts, Help: "choose a mixture's experts evenly instead of by its router: for speed with dummy weights, whose routers are uneven; the output means nothing"},
-		{Name: "speculative-algorithm", Value: &o.SpeculativeAlgorithm, Choices: []string{"", "NGRAM"}, Help: "guess tokens and verify them together: NGRAM guesses what followed the last tokens earlier in the request; lossless, and off where it does not pay"},
+		{Name: "speculative-algorithm", Value: &o.SpeculativeAlgorithm, Choices: []string{"", "NGRAM", "EAGLE3"}, Help: "guess tokens and verify them together: NGRAM guesses what followed the last tokens earlier in the request, EAGLE3 what a draft head expects; lossless, and off where it does not pay"},
+		{Name: "speculative-draft-model-path", Aliases: []string{"speculative-draft-model"}, Value: &o.SpeculativeDraftModel, Help: "EAGLE3: directory of the draft head, in safetensors; with --load-format dummy its config.json is enough"},
+		{Name: "speculative-num-steps", Value: &o.SpeculativeNumSteps, Help: "EAGLE3: guesses that the head makes of a request in a step, one after the other, 1 to 15"},
+		{Name: "speculative-eagle-topk", Value: &o.SpeculativeEagleTopK, Help: "EAGLE3: guesses for one place; 1: a chain, and nothing else yet"},
 		{Name: "speculative-num-draft-tokens", Aliases: []string{"num-speculative-tokens"}, Value: &o.SpeculativeNumTokens, Help: "most guesses of a request in a step, 1 to 15"},
 		{Name: "speculative-disable-adaptive", Value: &o.SpeculativeEager, Help: "verify every guess, also where it does not pay"},
 		{Name: "speculative-ngram-min-match-window-size", Aliases: []string{"prompt-lookup-min"}, Value: &o.SpeculativeNgramMin, Help: "fewest last tokens that must have occurred before"},

@@ -41,8 +41,7 @@ func (e *Engine) submit(ctx context.Context, r *Request, each bool) (*stream, er
 	}
 	s.req.Constrained = s.constraint != nil
 	if e.options.speculates() && !s.req.Constrained && !s.req.HasPenalty() {
-		match := speculate.Match{Min: e.options.SpeculativeNgramMin, Max: e.options.SpeculativeNgramMax}
-		s.req.Guesses = speculate.NewSequence(match, prompt)
+		s.req.Guesses = e.newGuesser(prompt)
 	}
 	if s.id == "" {
 		s.id = fmt.Sprintf("request-%d", s.number)
@@ -61,6 +60,14 @@ func (e *Engine) submit(ctx context.Context, r *Request, each bool) (*stream, er
 		return nil, ErrClosed
 	}
 	return s, nil
+}
+
+// newGuesser is what guesses how a request goes on.
+func (e *Engine) newGuesser(prompt []int32) speculate.Guesser {
+	if e.options.SpeculativeAlgorithm == eagle3 {
+		return speculate.NewHead(len(prompt))
+	}
+	return speculate.NewSequence(speculate.Match{Min: e.options.SpeculativeNgramMin, Max: e.options.SpeculativeNgramMax}, prompt)
 }
 
 // promptTokens returns r's prompt as tokens that the model knows and has room for.

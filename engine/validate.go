@@ -139,6 +139,14 @@ func (o *Options) Validate() error {
 		return &OptionError{"max-mixed-prefill-tokens", fmt.Sprint(o.MaxMixedTokens), "0 with --chunked-prefill-size -1, which cuts no prompt"}
 	case o.SpeculativeNumTokens < 1 || o.SpeculativeNumTokens > backend.MaxRowDrafts:
 		return &OptionError{"speculative-num-draft-tokens", fmt.Sprint(o.SpeculativeNumTokens), fmt.Sprintf("1 to %d", backend.MaxRowDrafts)}
+	case o.SpeculativeNumSteps < 1 || o.SpeculativeNumSteps > backend.MaxRowDrafts:
+		return &OptionError{"speculative-num-steps", fmt.Sprint(o.SpeculativeNumSteps), fmt.Sprintf("1 to %d", backend.MaxRowDrafts)}
+	case o.SpeculativeEagleTopK != 1:
+		return &OptionError{"speculative-eagle-topk", fmt.Sprint(o.SpeculativeEagleTopK), "1: trees of guesses are not supported"}
+	case o.SpeculativeAlgorithm == eagle3 && o.SpeculativeDraftModel == "":
+		return &OptionError{"speculative-draft-model-path", "", "the directory of an EAGLE-3 head, as --speculative-algorithm is EAGLE3"}
+	case o.SpeculativeAlgorithm != eagle3 && o.SpeculativeDraftModel != "":
+		return &OptionError{"speculative-draft-model-path", o.SpeculativeDraftModel, "nothing, or --speculative-algorithm EAGLE3"}
 	case o.SpeculativeNgramMin < 1 || o.SpeculativeNgramMin > o.SpeculativeNgramMax:
 		return &OptionError{"speculative-ngram-min-match-window-size", fmt.Sprint(o.SpeculativeNgramMin),
 			fmt.Sprintf("at least 1, and at most --speculative-ngram-max-match-window-size (%d)", o.SpeculativeNgramMax)}

@@ -84,5 +84,11 @@ func (s *Scheduler) take(r *Request, result *backend.RowResult) (n int, finish F
 	if r.Guesses != nil && s.guesses != nil {
 		r.Guesses.Extend(r.tokens, s.guesses)
 	}
+	if r.head != nil && len(result.Guesses) > 0 {
+		r.head.Guessed()
+		for _, g := range result.Guesses {
+			r.head.Add(g.Token, g.Prob)
+		}
+	}
 	return n, finish
 }

@@ -22,6 +22,9 @@ func (s *Scheduler) mustKnow() bool {
 		if st.drafts > 0 {
 			return true
 		}
+		if st.asked > 0 { // what the head guesses is known then
+			return true
+		}
 		decoding = max(decoding, len(st.rows))
 	}
 	tokens, expected := decoding, float64(decoding)
@@ -90,9 +93,33 @@ func (s *Scheduler) coverDrafts(r *Request, n int) int {
 	return min(n, len(r.pages)*s.cfg.PageSize-r.computed)
 }
 
-// Took says how long a step of decode rows alone, tokens in all, kept others waiting: what drafts cost is measured, not assumed.
-func (s *Scheduler) Took(tokens int, d time.Duration) {
-	if s.guesses != nil {
-		s.guesses.Took(tokens, d)
+// planGuesses has the draft head read the rows of requests that use it, and guess behind those that sample where that pays. Guesses are
+// drafts of the next step; the head writes to their pages already.
+func (s *Scheduler) planGuesses(b *backend.Batch, st *step) {
+	for i := range st.rows {
+		r, row := st.rows[i].r, &b.Rows[i]
+		if r.head == nil {
+			continue
+		}
+		if row.Follow = s.guesses.Follow(r.head); !row.Follow || !row.Sample {
+			continue
+		}
+		if ask := s.guesses.Ask(r.head, s.plan.Sampled, float64(s.plan.Sampled), r.MaxNewTokens-r.numOutput()-1); ask > 0 {
+			row.Guess = 1 + s.coverDrafts(r, min(ask-1, s.cfg.MaxContext-r.computed))
+			row.Pages = r.pages
+			st.asked++
+		}
+	}
+}
+
+// Took says how long the oldest planned step, of decode rows alone and tokens in all, kept others waiting, and how much of that was the
+// draft head's: what drafts cost is measured, not assumed.
+func (s *Scheduler) Took(tokens int, d, head time.Duration) {
+	if s.guesses == nil {
+		return
+	}
+	s.guesses.Took(tokens, d-head)
+	if asked := s.steps[s.head].asked; asked > 0 {
+		s.guesses.HeadTook(asked, head)
 	}
 }

@@ -15,7 +15,7 @@ func (s *Scheduler) Next(b *backend.Batch) *Plan {
 		return &s.plan
 	}
 	st := &s.steps[(s.head+s.inFlight)%backend.MaxInFlight]
-	st.rows, st.drafts = st.rows[:0], 0
+	st.rows, st.drafts, st.asked = st.rows[:0], 0, 0
 
 	s.planDecode(b, st)
 	if s.guesses != nil {
@@ -30,6 +30,9 @@ func (s *Scheduler) Next(b *backend.Batch) *Plan {
 
 	if s.plan.Rows == 0 {
 		return &s.plan
+	}
+	if s.guesses != nil {
+		s.planGuesses(b, st)
 	}
 	if s.cfg.PrefixCache {
 		// Steps run in the order of their launch, so what this one computes can be read by the next. Not by this one: hence after

@@ -43,7 +43,7 @@ type driver struct {
 func newDriver(t require.TestingT, cfg scheduler.Config) *driver {
 	return &driver{t: t, sched: scheduler.New(cfg), device: fakebackend.New(backend.Info{
 		VocabSize: vocab, MaxContext: cfg.MaxContext, MaxRows: cfg.MaxRows, MaxTokens: cfg.MaxTokens,
-		PageSize: cfg.PageSize, NumPages: cfg.NumPages, MaxVerify: cfg.MaxVerify,
+		PageSize: cfg.PageSize, NumPages: cfg.NumPages, MaxVerify: cfg.MaxVerify, DraftHead: true,
 	})}
 }
 
@@ -51,6 +51,9 @@ func (d *driver) add(c *client) {
 	c.Owner = c
 	if !c.HasPenalty() && !c.Constrained {
 		c.Guesses = speculate.NewSequence(speculate.Match{Min: 1, Max: 4}, c.Prompt)
+		if len(d.clients)%2 == 1 {
+			c.Guesses = speculate.NewHead(len(c.Prompt))
+		}
 	}
 	c.bornAtStep = d.steps
 	d.clients = append(d.clients, c)

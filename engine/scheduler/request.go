@@ -39,8 +39,8 @@ type Request struct {
 	// not planned one step ahead.
 	Constrained bool
 	// Guesses proposes drafts of what the request will say, and was made of Prompt. nil: it does not speculate. A request with penalties
-	// or one that is Constrained cannot.
-	Guesses *speculate.Sequence
+	// or one that is Constrained cannot. A *[speculate.Head] needs a backend with a draft head.
+	Guesses speculate.Guesser
 
 	state    state
 	arrival  uint64
@@ -61,7 +61,8 @@ type Request struct {
 	computed int // tokens whose keys and values planned steps have put into pages
 	cached   int // of the prompt, found in the prefix cache at the first admission
 	start    backend.Start
-	drafts   []int32 // memory of a row's
+	drafts   []int32         // memory of a row's
+	head     *speculate.Head // Guesses, if it is one
 
 	mask      []uint32
 	maskReady bool

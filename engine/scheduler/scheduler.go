@@ -69,6 +69,7 @@ type Scheduler struct {
 type step struct {
 	rows   []plannedRow
 	drafts int // of all rows
+	asked  int // rows behind which the draft head guesses
 }
 
 type plannedRow struct {
@@ -159,6 +160,7 @@ func (s *Scheduler) Add(r *Request) {
 	s.arrivals++
 	r.arrival = s.arrivals
 	r.state = waiting
+	r.head, _ = r.Guesses.(*speculate.Head)
 	s.waiting = append(s.waiting, r)
 }
 

@@ -5,7 +5,10 @@
 // follows now. It notes with each token whether its guess was right, also when nobody verifies guesses: so what a guess is worth is
 // known before it costs anything, and text that begins to repeat is seen as soon as it does.
 //
-// A [Policy] knows what steps of so many tokens take, as measured, and so how many drafts raise the tokens a second.
+// A [Head] keeps the guesses of a draft head, which the device makes when it is asked to, with how sure the head was of each.
+//
+// A [Policy] knows what steps of so many tokens take, as measured, and so how many drafts raise the tokens a second, and whether a draft head
+// is worth asking.
 //
 //	q := speculate.NewSequence(speculate.Match{Min: 2, Max: 12}, prompt)
 //	n := policy.Drafts(q, rows, expected, most)

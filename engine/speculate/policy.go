@@ -56,10 +56,9 @@ func (r *rates) note(length int, right bool, p *Policy) {
 	p.all[class].note(right)
 }
 
-// chance is how likely a guess behind a match of length is right: what the request itself has shown, and for what it has not, all of them.
-func (r *rates) chance(length int, p *Policy) float64 {
+// mixed is how likely a guess is right: what the request itself has shown, and for what it has not, all of them.
+func mixed(own, all rate) float64 {
 	const weight = 4 // guesses of the request that count as much as what is known of all
-	own, all := r[classOf(length)], p.all[classOf(length)]
 	return float64(own.right+weight*all.right/all.all) / float64(own.all+weight)
 }
 
@@ -68,8 +67,14 @@ type Policy struct {
 	most  int
 	eager bool
 	all   rates
-	costs []cost // [tokens of a step]
+	costs []cost // [tokens of a step], a draft head's time left out
 	steps uint64
+
+	// Of draft heads.
+	depths     depths
+	headCost   float64 // of a request's guesses
+	headSeen   int
+	turnedAway int // requests that the head might not have followed
 }
 
 // cost is what a decode step of some number of tokens takes.
@@ -91,10 +96,10 @@ const (
 // NewPolicy returns a policy for steps of up to maxTokens decode tokens and rows of up to most drafts. Nothing is known of costs: it tries.
 // With eager every guess is verified, whatever it is worth.
 func NewPolicy(most, maxTokens int, eager bool) *Policy {
-	return &Policy{most: most, eager: eager, all: newRates(), costs: make([]cost, maxTokens+1)}
+	return &Policy{most: most, eager: eager, all: newRates(), depths: newDepths(), costs: make([]cost, maxTokens+1)}
 }
 
-// Took says that a step of decode rows alone, tokens in all, took d. The first of each size is left out: graphs are made, caches filled.
+// Took says that a step of decode rows alone, tokens in all, took d, without what a draft head took of it. The first of each size is left out: graphs are made, caches filled.
 func (p *Policy) Took(tokens int, d time.Duration) {
 	p.steps++
 	if tokens >= len(p.costs) || d <= 0 {
@@ -144,22 +149,23 @@ func (p *Policy) cost(tokens int) float64 {
 
 // Drafts is how many drafts of q, up to most, a step should carry beside tokens others, from which expected tokens will come (both q's own
 // first token included). 0: none would be worth its price.
-func (p *Policy) Drafts(q *Sequence, tokens int, expected float64, most int) int {
+func (p *Policy) Drafts(q Guesser, tokens int, expected float64, most int) int {
 	most = min(most, p.most, len(p.costs)-1-tokens)
-	length := q.Matched()
-	if length == 0 || most <= 0 {
-		return 0
-	}
-	if p.eager {
-		return most
-	}
-	if _, ok := p.known(tokens, -1); !ok { // first of all, the price of none
+	if _, ok := p.known(tokens, -1); !ok && !p.eager { // first of all, the price of none
 		return 0
 	}
 	best, bestRate := 0, expected/p.cost(tokens)
 	chance, gain := 1.0, 0.0
 	for k := 1; k <= most; k++ {
-		chance *= q.rates.chance(length+k-1, p)
+		right, ok := q.chance(k-1, p)
+		if !ok {
+			break
+		}
+		if p.eager {
+			best = k
+			continue
+		}
+		chance *= right
 		gain += chance
 		if rate := (expected + gain) / p.cost(tokens+k); rate > bestRate {
 			best, bestRate = k, rate
@@ -178,10 +184,11 @@ func (p *Policy) Pays(tokens int, expected float64, withDrafts int, expectedWith
 }
 
 // Gain is what so many drafts of q are expected to add.
-func (p *Policy) Gain(q *Sequence, drafts int) float64 {
+func (p *Policy) Gain(q Guesser, drafts int) float64 {
 	chance, gain := 1.0, 0.0
 	for k := range drafts {
-		chance *= q.rates.chance(q.Matched()+k, p)
+		right, _ := q.chance(k, p)
+		chance *= right
 		gain += chance
 	}
 	return gain

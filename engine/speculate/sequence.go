@@ -28,7 +28,16 @@ func NewSequence(m Match, tokens []int32) *Sequence {
 	return s
 }
 
-// Extend takes note of what was appended to tokens, and of whether it was what the sequence would have guessed.
+// chance goes by the length of the match, which every guess that is right makes longer by one.
+func (s *Sequence) chance(k int, p *Policy) (float64, bool) {
+	if s.at == 0 {
+		return 0, false
+	}
+	class := classOf(s.length + k)
+	return mixed(s.rates[class], p.all[class]), true
+}
+
+// Extend implements [Guesser].
 func (s *Sequence) Extend(tokens []int32, p *Policy) {
 	for s.n < len(tokens) {
 		next := tokens[s.n]
@@ -54,7 +63,7 @@ func (s *Sequence) Matched() int {
 	return s.length
 }
 
-// Propose appends the n tokens that followed the match to drafts. Where the match overlaps the end, what it proposes repeats.
+// Propose implements [Guesser]: it gives the n tokens that followed the match. Where the match overlaps the end, what it proposes repeats.
 func (s *Sequence) Propose(tokens []int32, n int, drafts []int32) []int32 {
 	if s.at == 0 {
 		return drafts

@@ -5,6 +5,7 @@ package cuda
 import (
 	"os"
 	"os/exec"
+	"strings"
 	"testing"
 
 	"github.com/stretchr/testify/require"
@@ -49,4 +50,55 @@ func TestKernelFault(t *testing.T) {
 	require.Equal(t, err, again, "final")
 	require.Equal(t, err, b.Wait(id, &out))
 	b.Close() // frees what the driver still lets go
+}
+
+// TestOutOfMemoryLater lets another program take the memory that a kernel needs when it is loaded: at Open, where decode steps are captured, and in
+// the first prompt of a backend that serves. Each is an error that says so, no memory stays behind it, and what is missing once is final.
+func TestOutOfMemoryLater(t *testing.T) {
+	if os.Getenv("TOKAMAK_TEST_ALL_MEMORY") == "" {
+		t.Skip("takes the GPU's memory from every other program: TOKAMAK_TEST_ALL_MEMORY=1 runs it")
+	}
+	r := newRig(t, testShapes()["llama-8b"])
+	free, _, err := r.context.Memory()
+	require.NoError(t, err)
+	const left = 2 << 30 // for the backend; the kernel has globals of 3.75 GiB
+	require.Greater(t, free, int64(left))
+	r.room(int(free - left))
+	cfg := backendtest.Models()["llama"]
+	open := func(kernel string) (*Backend, error) {
+		return openWith(cfg, weights.NewDummy(cfg), testOptions, settings{edit: func(file, source string) string {
+			if strings.HasPrefix(file, kernel) {
+				source += "\n__device__ unsigned char large[0xF0000000u];\n"
+			}
+			return source
+		}})
+	}
+	outOfMemory := func(t *testing.T, err error) {
+		var fault *CUDAError
+		require.ErrorAs(t, err, &fault)
+		require.Contains(t, err.Error(), "OUT_OF_MEMORY")
+		require.False(t, fault.Sticky())
+		t.Log(err)
+	}
+	before, _, err := r.context.Memory()
+	require.NoError(t, err)
+	t.Run("at capture", func(t *testing.T) {
+		own(t, r.context)
+		_, err := open("attn_decode")
+		outOfMemory(t, err)
+	})
+	t.Run("at run time", func(t *testing.T) {
+		own(t, r.context)
+		b, err := open("attn_prefill")
+		require.NoError(t, err)
+		batch := &backend.Batch{Rows: []backend.Row{{Start: &backend.Start{}, Tokens: []int32{1, 2, 3}, Pages: []int32{0}, Sample: true}}}
+		_, err = b.Launch(batch)
+		outOfMemory(t, err)
+		_, again := b.Launch(batch)
+		require.Equal(t, err, again, "final")
+		require.NoError(t, b.Close())
+	})
+	after, _, err := r.context.Memory()
+	require.NoError(t, err)
+	require.InDelta(t, before, after, 64<<20, "memory stays behind a backend") // the driver keeps some code of its own
 }

@@ -13,8 +13,8 @@ import (
 // values lie in the head's own cache, in the model's pages, at the position of the hidden state. What it makes of a sequence's last pair
 // guesses the next token; a guess and the head's own output are the pair that guesses one further.
 //
-// Positions count from where the head began to follow a sequence, for it knows nothing of what is before: behind a cached prefix that is not
-// the sequence's beginning. Rotary embeddings see only distances.
+// It sees what it has read of a sequence, which need not begin where the sequence does: pages of a cached prefix hold pairs only if those who
+// filled them were followed.
 type draftHead struct {
 	stepper // of the one layer: its own activations and cache, the model's workers
 
@@ -24,6 +24,7 @@ type draftHead struct {
 	hiddenNorm []float32
 	ids        []int32   // [config.VocabSize] the model's ids of what it can guess
 	runs       []headRun // by slot
+	filled     []int     // [page] its first positions that hold pairs of the tokens there
 
 	// The step being read.
 	aux      [3][]float32 // [tokens, config.TargetHiddenSize] behind each of config.AuxLayers
@@ -36,7 +37,7 @@ type draftHead struct {
 
 // headRun is what the head has of a sequence.
 type headRun struct {
-	since  int       // position of the sequence that is the run's 0
+	since  int       // the first position that it sees, the beginning of a page
 	hidden []float32 // the last token's state, if the token behind it is not known yet; else nil
 }
 
@@ -69,7 +70,7 @@ func (l *loader) draftHead(cfg *model.Config, target *stepper) *draftHead {
 			scales: []float32{1, 1}, pages: make([]kvPage, len(target.cache.pages))},
 		scratch: make([]scratch, target.pool.threads()),
 	}
-	h.runs = make([]headRun, len(target.sequences))
+	h.runs, h.filled = make([]headRun, len(target.sequences)), make([]int, len(target.cache.pages))
 	return h
 }
 
@@ -117,10 +118,12 @@ func (h *draftHead) follow(step *step) {
 	for i := range step.rows {
 		r := &step.rows[i]
 		if step.starts[i] != nil {
-			h.runs[r.Slot] = headRun{since: r.Position}
+			h.runs[r.Slot] = headRun{since: h.since(r)}
 		}
 		if r.Follow && !step.results[i].NonFinite {
 			pairs += h.read(step, i, first, x[pairs*hidden:], pairs)
+		} else {
+			h.forget(r)
 		}
 		first += r.NumTokens()
 	}
@@ -135,6 +138,35 @@ func (h *draftHead) follow(step *step) {
 	step.headTime = time.Since(began)
 }
 
+// since is the first position from which on all pages before the row's hold pairs.
+func (h *draftHead) since(r *backend.Row) int {
+	size := h.cache.pageSize
+	at := r.Position / size * size
+	for at > 0 && h.filled[r.Pages[at/size-1]] == size {
+		at -= size
+	}
+	return at
+}
+
+// forget notes that the row has put tokens without pairs into its pages.
+func (h *draftHead) forget(r *backend.Row) {
+	size := h.cache.pageSize
+	for at := r.Position; at < r.Position+r.NumTokens(); at = (at/size + 1) * size {
+		f := &h.filled[r.Pages[at/size]]
+		*f = min(*f, at%size)
+	}
+}
+
+// fill notes that the positions from..to-1 of a sequence's pages hold pairs.
+func (h *draftHead) fill(pages []int32, from, to int) {
+	size := h.cache.pageSize
+	for at := from; at < to; at++ {
+		if f := &h.filled[pages[at/size]]; *f >= at%size { // else there is a gap before
+			*f = at%size + 1
+		}
+	}
+}
+
 // read lists the pairs of row i, whose first token is the step's token first: they are rows at and on of x. It returns their number.
 func (h *draftHead) read(step *step, i, first int, x []float32, at int) int {
 	r, result := &step.rows[i], &step.results[i]
@@ -143,6 +175,7 @@ func (h *draftHead) read(step *step, i, first int, x []float32, at int) int {
 	if len(known) == 0 { // the slot's token was paired when it was sampled
 		known = append([]int32{0}, r.Drafts[:len(result.More)]...)
 	}
+	// The row's table begins with the run: so attention sees no more.
 	row := backend.Row{Slot: r.Slot, Position: r.Position - run.since, Pages: r.Pages[run.since/h.cache.pageSize:]}
 	if run.hidden != nil {
 		copy(x, run.hidden)
@@ -171,6 +204,7 @@ func (h *draftHead) read(step *step, i, first int, x []float32, at int) int {
 	n := len(row.Tokens)
 	if n > 0 {
 		h.rows = append(h.rows, row)
+		h.fill(row.Pages, row.Position, row.Position+n)
 	}
 	if r.Guess > 0 {
 		h.chains = append(h.chains, chain{row: i, wants: r.Guess, at: at + n - 1, last: row})
@@ -202,6 +236,10 @@ func (h *draftHead) fuse(x []float32) {
 // forward puts the pairs of h.rows, their hidden states in h.x, through the layer.
 func (h *draftHead) forward() {
 	h.place()
+	for i := range h.tokens { // to positions of the sequence: pairs of several runs may lie in one table
+		t := &h.tokens[i]
+		t.position += h.runs[t.sequence].since
+	}
 	n, hidden, y := len(h.tokens), h.cfg.HiddenSize, &h.net.layers[0]
 	h.rotations()
 	pairs := grow(&h.pairs, n*2*hidden)

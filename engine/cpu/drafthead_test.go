@@ -76,7 +76,7 @@ func playGuesses(t *testing.T, b *Backend, g *tinymodel.Guesses, chunk, drafts i
 	row.Sample, row.Guess = true, most
 	for said := 0; ; {
 		r := step(row)
-		require.Equal(t, g.Output[said:said+1+len(r.More)], said1(r), "behind token %d", said)
+		require.Equal(t, g.Output[said:said+1+len(r.More)], sampledBy(r), "behind token %d", said)
 		said += 1 + len(r.More)
 		require.Len(t, r.Guesses, most)
 		for i, guess := range r.Guesses {
@@ -95,8 +95,83 @@ func playGuesses(t *testing.T, b *Backend, g *tinymodel.Guesses, chunk, drafts i
 	}
 }
 
-// said1 are the tokens that a row gave.
-func said1(r *backend.RowResult) []int32 {
+// TestDraftHeadBehindCachedPages: a sequence that finds its first pages filled has the same guesses if the one that filled them was followed;
+// if it was not, or another has written there since, the head makes do with what is behind them.
+func TestDraftHeadBehindCachedPages(t *testing.T) {
+	goldens, err := tinymodel.DraftHeadGoldens()
+	require.NoError(t, err)
+	g := &goldens[len(goldens)-1]
+	b := openDraftHead(t, backend.Options{Threads: 2, MaxContext: 128, PageSize: 5, NumPages: 30})
+	var out backend.Result
+	// prefill computes the prompt from a position on, and returns the guesses behind it.
+	prefill := func(slot, from int, pages []int32, follow bool) []backend.Guess {
+		row := backend.Row{Slot: slot, Start: &backend.Start{}, Position: from, Tokens: g.Prompt[from:], Pages: pages, Sample: true, Follow: follow}
+		if follow {
+			row.Guess = len(g.Guesses[0])
+		}
+		id, err := b.Launch(&backend.Batch{Rows: []backend.Row{row}})
+		require.NoError(t, err)
+		require.NoError(t, b.Wait(id, &out))
+		require.Equal(t, g.Output[0], out.Rows[0].Token)
+		return slices.Clone(out.Rows[0].Guesses)
+	}
+	pages := func(shared []int32, first int32) []int32 {
+		for i := range int32(9 - len(shared)) {
+			shared = append(shared, first+i)
+		}
+		return shared
+	}
+	want := prefill(0, 0, pages(nil, 0), true)
+	require.Equal(t, g.Guesses[0][0], want[0].Token)
+	shared := []int32{0, 1, 2, 3} // 20 of 32 tokens
+	require.Equal(t, want, prefill(1, 20, pages(slices.Clone(shared), 10), true))
+	alone := prefill(2, 20, pages(slices.Clone(shared), 20), false)
+	require.Empty(t, alone)
+
+	prefill(3, 0, pages(nil, 0), false) // the same tokens, but nobody reads them
+	blind := prefill(1, 20, pages(slices.Clone(shared), 10), true)
+	require.Len(t, blind, len(want))
+	require.NotEqual(t, want, blind)
+	prefill(0, 0, pages(nil, 0), true)
+	require.Equal(t, want, prefill(1, 20, pages(slices.Clone(shared), 10), true))
+}
+
+// TestDraftHeadRefuses: rows that ask the head for what it cannot do.
+func TestDraftHeadRefuses(t *testing.T) {
+	b := openDraftHead(t, backend.Options{Threads: 1, MaxContext: 64, PageSize: 5, NumPages: 20})
+	require.True(t, b.Info().DraftHead)
+	row := func(edit func(*backend.Row)) backend.Row {
+		r := backend.Row{Start: &backend.Start{}, Tokens: []int32{3, 4}, Pages: []int32{0, 1}, Sample: true, Follow: true}
+		edit(&r)
+		return r
+	}
+	for says, r := range map[string]backend.Row{
+		"want 0..15":                        row(func(r *backend.Row) { r.Guess, r.Pages = 16, []int32{0, 1, 2, 3} }),
+		"-1 guesses":                        row(func(r *backend.Row) { r.Guess = -1 }),
+		"that is followed and samples":      row(func(r *backend.Row) { r.Guess, r.Follow = 1, false }),
+		"followed and samples":              row(func(r *backend.Row) { r.Guess, r.Sample = 1, false }),
+		"not from position 3":               row(func(r *backend.Row) { r.Position = 3 }),
+		"holds 10 tokens, the row needs 11": row(func(r *backend.Row) { r.Guess = 10 }),
+	} {
+		_, err := b.Launch(&backend.Batch{Rows: []backend.Row{r}})
+		require.ErrorContains(t, err, says)
+	}
+	launch := func(r backend.Row) error {
+		id, err := b.Launch(&backend.Batch{Rows: []backend.Row{r}})
+		if err == nil {
+			require.NoError(t, b.Wait(id, new(backend.Result)))
+		}
+		return err
+	}
+	require.NoError(t, launch(row(func(r *backend.Row) { r.Guess = 9 })))
+	next := backend.Row{Position: 2, Pages: []int32{0, 1}, Sample: true}
+	require.NoError(t, launch(next))
+	next.Position, next.Follow = 3, true
+	require.ErrorContains(t, launch(next), "not followed from its start")
+}
+
+// sampledBy are the tokens that a row gave.
+func sampledBy(r *backend.RowResult) []int32 {
 	out := []int32{r.Token}
 	for _, m := range r.More {
 		out = append(out, m.Token)

@@ -252,6 +252,12 @@ func int4Models() map[string]*model.Config {
 	return models
 }
 
+// What bf16 costs int4Models and the checkpoints beside them, as relative errors of logits: the CPU backend against itself with every activation rounded to
+// bf16 where a GPU stores it (q, k, v, attention's output, norms, SwiGLU, the residual stream). The median of a model's tokens is at most 0.0074
+// (llama-awq), the worst token 0.0261 (qwen3-g64, the third after a prompt of 5; the next worst anywhere is 0.0225): a random model multiplies a rounding by
+// what its norms happen to. As for single kernels, twice as much is allowed.
+const int4Median, int4Worst = 2 * 0.0074, 2 * 0.0261
+
 // TestInt4AgreesWithCPU compares logits with the CPU backend's, which computes the same weights in fp32: dummies, and checkpoints of each
 // form as others write them.
 func TestInt4AgreesWithCPU(t *testing.T) {
@@ -270,6 +276,7 @@ func TestInt4AgreesWithCPU(t *testing.T) {
 		ref, err := cpu.Open(cfg, w, o)
 		require.NoError(t, err)
 		defer ref.Close()
+		var errors []float64
 		for _, n := range []int{1, 5, 16, 17, 40, 65, 100} {
 			for _, chunk := range []int{128, 7} {
 				prompt := randomPrompt(uint64(n), n, cfg.VocabSize)
@@ -277,13 +284,18 @@ func TestInt4AgreesWithCPU(t *testing.T) {
 				want := play(t, ref, 0, prompt, 128, 4, greedy, true)
 				got := play(t, gpu, 0, prompt, chunk, 4, greedy, true)
 				for i := range want {
-					compareLogits(t, fmt.Sprintf("prompt of %d in chunks of %d, token %d", n, chunk, i), want[i].Logits, got[i].Logits)
+					e := relativeError(want[i].Logits, got[i].Logits)
+					errors = append(errors, e)
+					assert.Less(t, e, int4Worst, "prompt of %d in chunks of %d, token %d", n, chunk, i)
 					if got[i].Token != want[i].Token {
 						break // nearly tied, as the logits agree: another continuation from here
 					}
 				}
 			}
 		}
+		slices.Sort(errors)
+		t.Logf("relative error of the logits: median %.4f, worst %.4f", errors[len(errors)/2], errors[len(errors)-1])
+		assert.Less(t, errors[len(errors)/2], int4Median)
 	}
 	for name, cfg := range int4Models() {
 		t.Run("dummy/"+name, func(t *testing.T) { check(t, cfg, weights.NewDummy(cfg)) })

@@ -55,6 +55,8 @@ var mutations = []struct{ fault, file, old, new string }{
 	{"drafts have no pages", "scheduler/draft.go", "n = s.coverDrafts(r, p.drafts)", "n = p.drafts"},
 	{"drafts reach behind the last token", "scheduler/draft.go", "expected, p.r.MaxNewTokens-p.r.numOutput());", "expected, p.r.MaxNewTokens);"},
 	{"drafts are made for a masked token", "scheduler/draft.go", "p.r.pending > 1 || b.Rows[i].Mask != nil", "p.r.pending > 1"},
+	{"guesses have no pages", "scheduler/draft.go", "1 + s.coverDrafts(r, min(ask-1, s.cfg.MaxContext-r.computed))", "ask"},
+	{"guesses reach behind the context", "scheduler/draft.go", "min(ask-1, s.cfg.MaxContext-r.computed)", "ask-1"},
 	{"a request with penalties guesses", "submit.go", " && !s.req.HasPenalty()", ""},
 	{"the last tokens of a run are lost", "stream.go", "for i := range o.Sampled {", "for i := range min(o.Sampled, 1) {"},
 

@@ -81,6 +81,10 @@ func drawWorld(seed uint64) *world {
 		o := &w.Options
 		o.SpeculativeAlgorithm, o.SpeculativeEager = "NGRAM", chance(70)
 		o.SpeculativeNumTokens, o.SpeculativeNgramMin, o.SpeculativeNgramMax = between(1, 8), between(1, 2), between(2, 6)
+		if seed%3 == 0 {
+			w.Info.DraftHead = true
+			o.SpeculativeAlgorithm, o.SpeculativeNumSteps = eagle3, o.SpeculativeNumTokens
+		}
 	}
 	w.Info.NumPages = max(4, between(16, 70)/w.Info.PageSize)
 	o := &w.Options

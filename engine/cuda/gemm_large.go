@@ -16,7 +16,7 @@ const (
 	largeTokens = 256 // of a cluster's tile
 	largeLead   = 3   // stages that the first warpgroup of a CTA is ahead at the end of a tile
 	// Rows of a tile whose K is split: fewer would read x too often, more do not fit the registers.
-	leastSplitRows, mostSplitRows = 96, 224
+	leastSplitRows, mostSplitRows = 96, 208
 )
 
 // largeRows are the tiles' rows of W: few, as each is a compilation.
@@ -30,9 +30,9 @@ type largeParams struct {
 	_                                      [18]int32
 }
 
-// largeTile is how gemm_large_sm90 cuts a product: rows of W of a tile, in how many parts its K is (a cluster has two CTAs for each), and the lead of
-// a CTA's first warpgroup.
-type largeTile struct{ rows, split, lead int }
+// largeTile is how gemm_large_sm90 cuts a product: rows of W of a CTA; pairs of CTAs in a cluster that split K, or rows (wide); and the lead of a CTA's
+// first warpgroup.
+type largeTile struct{ rows, split, wide, lead int }
 
 // stages is as many as fit.
 func (t largeTile) stages() int { return min(gemmStageBytes/t.stageBytes(), 8) }
@@ -45,14 +45,19 @@ func (l linear) fitsLarge(d device) bool {
 }
 
 // tiles is the number of tiles of a product, each of which a cluster makes.
-func (t largeTile) tiles(l linear) int { return ceilDiv(l.n, t.rows) * ceilDiv(l.m, largeTokens) }
+func (t largeTile) tiles(l linear) int {
+	return ceilDiv(l.n, t.rows*t.wide) * ceilDiv(l.m, largeTokens)
+}
+
+// cluster is the number of a cluster's CTAs.
+func (t largeTile) cluster() int { return 2 * t.split * t.wide }
 
 // ctas is the grid: clusters take tiles one by one, but for those that split K, which have one.
 func (t largeTile) ctas(l linear, d device) int {
 	if t.split > 1 {
-		return t.tiles(l) * 2 * t.split
+		return t.tiles(l) * t.cluster()
 	}
-	return min(d.SMs/2, t.tiles(l)) * 2
+	return min(gemmCTAs(d, t.cluster())/t.cluster(), t.tiles(l)) * t.cluster()
 }
 
 // cost estimates the product's time in nanoseconds on an H100: the tiles that a cluster makes one behind the other, each as long as its products
@@ -71,7 +76,7 @@ func (t largeTile) cost(l linear, d device) float64 {
 func (l linear) largeTiles(d device) []largeTile {
 	tiles := make([]largeTile, len(largeRows))
 	for i, rows := range largeRows {
-		tiles[i] = largeTile{rows, 1, largeLead}
+		tiles[i] = largeTile{rows, 1, 1, largeLead}
 	}
 	// So many rows that every cluster of four has one tile.
 	block := 16
@@ -81,7 +86,7 @@ func (l linear) largeTiles(d device) []largeTile {
 	clusters := max(1, gemmCTAs(d, 4)/4/ceilDiv(l.m, largeTokens)) // for the same tokens
 	rows := max(leastSplitRows, pad(ceilDiv(l.n, clusters), block))
 	if rows <= mostSplitRows && l.k > 2*gemmStep {
-		tiles = append(tiles, largeTile{rows, 2, 0})
+		tiles = append(tiles, largeTile{rows, 2, 1, 0})
 	}
 	return tiles
 }
@@ -102,7 +107,7 @@ type largeCall struct {
 
 // callLarge is the product of x, normed already, on gemm_large_sm90.
 func (l linear) callLarge(d device, t largeTile, w, x ptr, p largeParams) *largeCall {
-	p.W, p.X, p.Tokens = tensorMap(w, l.n, l.k, t.rows/2), tensorMap(x, l.m, l.k, largeTokens/2), int32(l.m)
+	p.W, p.X, p.Tokens = tensorMap(w, l.n, l.k, t.rows/2), tensorMap(x, l.m, l.k, largeTokens/2/t.wide), int32(l.m)
 	return &largeCall{linear: l, tile: t, device: d, params: p}
 }
 
@@ -112,7 +117,7 @@ func (c *largeCall) norms(next call, scaled, squares ptr) bool {
 		return false
 	}
 	c.params.Gamma, c.params.Scaled, c.params.Squares = n.gamma, scaled, squares
-	n.params.RMSOf, n.params.Parts = squares, int32(ceilDiv(c.n, c.tile.rows)*c.tile.split)
+	n.params.RMSOf, n.params.Parts = squares, int32(ceilDiv(c.n, c.tile.rows/c.tile.split))
 	return true
 }
 
@@ -124,9 +129,9 @@ func largeSquaresBytes(s shape) int64 {
 
 func (c *largeCall) op() op {
 	l, t := c.linear, c.tile
-	return op{Name: l.name, PDL: true, Params: paramBytes(&c.params), Grid: [3]int{t.ctas(l, c.device), 1, 1}, Block: 384, Cluster: 2 * t.split,
+	return op{Name: l.name, PDL: true, Params: paramBytes(&c.params), Grid: [3]int{t.ctas(l, c.device), 1, 1}, Block: 384, Cluster: t.cluster(),
 		Smem: t.stages()*t.stageBytes() + 1024,
-		Unit: unit{"gemm_large_sm90.cu", "gemm_large_sm90", fmt.Sprintf("EPILOGUE=%d K=%d LEAD=%d M=%d N=%d NORM=0 ROWS=%d SPLIT=%d STAGES=%d", l.end, l.k, t.lead, largeTokens, l.n, t.rows,
-			t.split, t.stages())},
+		Unit: unit{"gemm_large_sm90.cu", "gemm_large_sm90", fmt.Sprintf("EPILOGUE=%d K=%d LEAD=%d M=%d N=%d NORM=0 ROWS=%d SPLIT=%d STAGES=%d WIDE=%d", l.end, l.k, t.lead, largeTokens, l.n, t.rows,
+			t.split, t.stages(), t.wide)},
 		Bytes: int64(l.n)*int64(l.k)*bf16Bytes + int64(l.m)*int64(l.k+l.outputs())*bf16Bytes, FLOPs: 2 * int64(l.m) * int64(l.n) * int64(l.k)}
 }

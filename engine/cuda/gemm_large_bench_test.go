@@ -43,11 +43,10 @@ func BenchmarkLarge(b *testing.B) {
 		times []float64
 	}
 	tokens := []int{192, 256, 512, 1024, 2048, most}
-	tilesOf := func(l linear) []largeTile { // the best without its lead too
+	tilesOf := func(l linear) []largeTile { // the best without its lead too, and clusters of four
 		best := l.largeTile(r.device)
 		best.lead = 0
-		tiles := append(l.largeTiles(r.device), best)
-		return slices.Compact(tiles)
+		return slices.Compact(append(l.largeTiles(r.device), best, largeTile{256, 1, 2, largeLead}))
 	}
 	products := func(m int) []linear { return []linear{s.qkv(m), s.o(m), s.gateUp(m), s.down(m)} }
 	ops := []op{siluMulOp(r.device, s, &buffers{}, 1)}
@@ -99,7 +98,7 @@ func BenchmarkLarge(b *testing.B) {
 				return []node{{gemm: g}, {op: &silu}}
 			})
 			for _, t := range tilesOf(l) {
-				name := fmt.Sprintf("rows=%d split=%d lead=%d", t.rows, t.split, t.lead)
+				name := fmt.Sprintf("rows=%d split=%d wide=%d lead=%d", t.rows, t.split, t.wide, t.lead)
 				if t == l.largeTile(r.device) {
 					name += " chosen"
 				}
@@ -150,13 +149,16 @@ func BenchmarkLargeSteps(b *testing.B) {
 		clear(be.eager)
 	}
 	for _, n := range []int{512, 2048, 8192} {
-		times := map[string][]time.Duration{}
-		for round := range rounds + 1 {
+		times, launches := map[string][]time.Duration{}, 1
+		if n <= promptGraphTokens {
+			launches = 2 // it is a graph from the second time on
+		}
+		for round := range rounds + 1 { // the first compiles
 			for _, c := range largeChoices {
 				choose(c.takes)
-				for i := range 2 { // a small prompt is a graph from the second time on
+				for i := range launches {
 					_, d := staticBatch(b, be, 1, n, 64)
-					if round > 0 && (i > 0 || n > promptGraphTokens) {
+					if round > 0 && i == launches-1 {
 						times[c.name] = append(times[c.name], d)
 					}
 				}

@@ -28,22 +28,24 @@ func TestLarge(t *testing.T) {
 		t.Skipf("%s has no warpgroup matrix units of sm_90a", d.Name)
 	}
 	type product struct {
-		end                        string
-		m, n, k, rows, split, lead int
+		end     string
+		m, n, k int
+		tile    largeTile
 	}
 	cases := []product{
-		{"store", 1, 3072, 576, 256, 1, 3}, {"store", 129, 1000, 1000, 256, 1, 3}, {"store", 256, 512, 4096, 128, 1, 3}, {"store", 300, 264, 72, 256, 1, 3}, {"store", 2049, 520, 136, 192, 1, 3},
-		{"store", 8191, 272, 64, 224, 1, 3}, {"store", 2304, 4104, 328, 256, 1, 3}, {"store", 500, 8, 8, 128, 1, 3},
-		{"bias", 200, 1152, 896, 224, 1, 3}, {"bias", 1000, 648, 200, 256, 1, 3}, {"bias", 17, 4608, 328, 128, 1, 0},
-		{"residual", 128, 384, 4096, 128, 1, 3}, {"residual", 385, 1000, 648, 256, 1, 3}, {"residual", 2111, 576, 328, 192, 1, 3}, {"residual", 1024, 2048, 512, 256, 1, 0}, {"residual", 777, 2104, 384, 224, 1, 3},
-		{"swiglu", 257, 1024, 512, 256, 1, 3}, {"swiglu", 600, 3072, 264, 224, 1, 3}, {"swiglu", 4097, 272, 72, 256, 1, 3}, {"swiglu", 511, 10240, 328, 192, 1, 3}, {"swiglu", 64, 2048, 1024, 128, 1, 3},
-		{"swiglu", 2560, 4112, 392, 256, 1, 2}, {"swiglu", 1500, 2064, 640, 256, 1, 0},
-		{"store", 256, 1024, 1000, 144, 2, 0}, {"store", 129, 3072, 136, 112, 2, 0}, {"bias", 200, 1152, 4096, 208, 2, 0}, {"residual", 192, 4096, 1032, 144, 2, 0}, {"residual", 500, 1000, 520, 96, 2, 0},
-		{"residual", 255, 264, 8192, 224, 2, 0}, {"swiglu", 193, 1040, 648, 160, 2, 0}, {"swiglu", 256, 3072, 2048, 224, 2, 0},
+		{"store", 1, 3072, 576, largeTile{256, 1, 1, 3}}, {"store", 129, 1000, 1000, largeTile{256, 1, 1, 3}}, {"store", 256, 512, 4096, largeTile{128, 1, 1, 3}}, {"store", 300, 264, 72, largeTile{256, 1, 1, 3}}, {"store", 2049, 520, 136, largeTile{192, 1, 1, 3}},
+		{"store", 8191, 272, 64, largeTile{224, 1, 1, 3}}, {"store", 2304, 4104, 328, largeTile{256, 1, 1, 3}}, {"store", 500, 8, 8, largeTile{128, 1, 1, 3}},
+		{"bias", 200, 1152, 896, largeTile{224, 1, 1, 3}}, {"bias", 1000, 648, 200, largeTile{256, 1, 1, 3}}, {"bias", 17, 4608, 328, largeTile{128, 1, 1, 0}},
+		{"residual", 128, 384, 4096, largeTile{128, 1, 1, 3}}, {"residual", 385, 1000, 648, largeTile{256, 1, 1, 3}}, {"residual", 2111, 576, 328, largeTile{192, 1, 1, 3}}, {"residual", 1024, 2048, 512, largeTile{256, 1, 1, 0}}, {"residual", 777, 2104, 384, largeTile{224, 1, 1, 3}},
+		{"swiglu", 257, 1024, 512, largeTile{256, 1, 1, 3}}, {"swiglu", 600, 3072, 264, largeTile{224, 1, 1, 3}}, {"swiglu", 4097, 272, 72, largeTile{256, 1, 1, 3}}, {"swiglu", 511, 10240, 328, largeTile{192, 1, 1, 3}}, {"swiglu", 64, 2048, 1024, largeTile{128, 1, 1, 3}},
+		{"swiglu", 2560, 4112, 392, largeTile{256, 1, 1, 2}}, {"swiglu", 1500, 2064, 640, largeTile{256, 1, 1, 0}},
+		{"store", 256, 1024, 1000, largeTile{144, 2, 1, 0}}, {"store", 129, 3072, 136, largeTile{112, 2, 1, 0}}, {"bias", 200, 1152, 4096, largeTile{208, 2, 1, 0}}, {"residual", 192, 4096, 1032, largeTile{144, 2, 1, 0}}, {"residual", 500, 1000, 520, largeTile{96, 2, 1, 0}},
+		{"residual", 255, 264, 8192, largeTile{208, 2, 1, 0}}, {"swiglu", 193, 1040, 648, largeTile{160, 2, 1, 0}}, {"swiglu", 256, 3072, 2048, largeTile{192, 2, 1, 0}},
+		{"store", 300, 1000, 328, largeTile{256, 1, 2, 3}}, {"bias", 1000, 648, 392, largeTile{128, 1, 2, 0}}, {"residual", 2111, 4360, 328, largeTile{192, 1, 2, 3}}, {"swiglu", 4097, 1040, 648, largeTile{256, 1, 2, 3}},
 	}
 	launch := func(d device, c product, w, x, bias, y ptr) op {
 		l := linear{name: "large", m: c.m, n: c.n, k: c.k, end: largeEnds[c.end]}
-		return l.callLarge(d, largeTile{c.rows, c.split, c.lead}, w, x, largeParams{Bias: bias, Y: y}).op()
+		return l.callLarge(d, c.tile, w, x, largeParams{Bias: bias, Y: y}).op()
 	}
 	var ops []op
 	for _, c := range cases {
@@ -51,7 +53,7 @@ func TestLarge(t *testing.T) {
 	}
 	newRig(t, s).prepare(ops...)
 	for _, c := range cases {
-		t.Run(fmt.Sprintf("%s/m=%d/n=%d/k=%d/rows=%d/split=%d/lead=%d", c.end, c.m, c.n, c.k, c.rows, c.split, c.lead), func(t *testing.T) {
+		t.Run(fmt.Sprintf("%s/m=%d/n=%d/k=%d/%+v", c.end, c.m, c.n, c.k, c.tile), func(t *testing.T) {
 			l := linear{m: c.m, n: c.n, k: c.k, end: largeEnds[c.end]}
 			holdProduct(t, newRig(t, s), l, func(w, x, bias, y ptr) op { return launch(d, c, w, x, bias, y) })
 		})
@@ -70,8 +72,8 @@ func TestLargeNorm(t *testing.T) {
 		tile         largeTile
 		end          epilogue
 	}{
-		{129, 576, 1536, 1152, largeTile{128, 1, 3}, epilogueStore}, {520, 1032, 264, 320, largeTile{256, 1, 3}, epilogueBias}, {2100, 648, 328, 640, largeTile{192, 1, 3}, epilogueSwiGLU},
-		{256, 4096, 128, 512, largeTile{256, 1, 0}, epilogueSwiGLU}, {192, 2056, 1000, 1024, largeTile{160, 2, 0}, epilogueSwiGLU}, {250, 1032, 520, 1528, largeTile{96, 2, 0}, epilogueStore},
+		{129, 576, 1536, 1152, largeTile{128, 1, 1, 3}, epilogueStore}, {520, 1032, 264, 320, largeTile{256, 1, 1, 3}, epilogueBias}, {2100, 648, 328, 640, largeTile{192, 1, 1, 3}, epilogueSwiGLU},
+		{256, 4096, 128, 512, largeTile{256, 1, 1, 0}, epilogueSwiGLU}, {192, 2056, 1000, 1024, largeTile{160, 2, 1, 0}, epilogueSwiGLU}, {250, 1032, 520, 1528, largeTile{96, 2, 1, 0}, epilogueStore},
 	} {
 		t.Run(fmt.Sprintf("m=%d/n=%d", c.m, c.n), func(t *testing.T) {
 			r := newRig(t, s)
@@ -171,8 +173,11 @@ func TestLargeCompiles(t *testing.T) {
 	}
 	d, s := testDevices["sm_90"], testShapes()["llama-8b"]
 	var units []unit
-	for _, tile := range []largeTile{{192, 1, 3}, {256, 1, 3}, {160, 2, 0}, {224, 2, 0}} {
+	for _, tile := range []largeTile{{192, 1, 1, 3}, {256, 1, 1, 3}, {256, 1, 2, 3}, {160, 2, 1, 0}, {208, 2, 1, 0}} {
 		for _, end := range largeEnds {
+			if end == epilogueSwiGLU && tile.rows/tile.split%16 != 0 {
+				continue // no tile for it
+			}
 			l := linear{m: 512, n: 6144, k: 4096, end: end}
 			units = append(units, l.callLarge(d, tile, 0, 0, largeParams{}).op().Unit)
 		}

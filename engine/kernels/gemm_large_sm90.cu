@@ -3,7 +3,8 @@
 // Shapes: W [N, K] bf16 row-major, x [M, K], y [M, OUTPUTS]. A cluster of two CTAs makes ROWS outputs of 256 tokens: each CTA 128 tokens, 64 a
 // warpgroup. Grid: as many clusters as run at once; each takes tiles one by one, and tiles that run at the same time lie in a square, so that W
 // and x come from L2 most of the time. 384 threads: two warpgroups that multiply, one of which a thread copies. With SPLIT, where there are too few
-// tiles, four CTAs are a cluster and have one tile: two multiply the first half of K and two the second, and each finishes half of the rows.
+// tiles, four CTAs are a cluster and have one tile: two multiply the first half of K and two the second, and each finishes half of the rows. With
+// WIDE, four CTAs make 2 x ROWS outputs, and x is copied to two of them at once, too.
 // Shared memory: STAGES of (128 tokens of x + ROWS of W) x 64 columns. W's rows are the same for both CTAs: each copies half of them to both.
 // Bytes: 2NK + 2M(K + OUTPUTS) at least; FLOPs 2MNK. Bound by the matrix units: 128 x 256 outputs take 1,024 cycles a stage of 48 KB, of which a CTA
 // fetches 32 KB, 32 bytes a cycle.
@@ -13,13 +14,15 @@
 #include "linear.cuh"
 #include "wgmma.cuh"
 
-#if !defined(ROWS) || !defined(SPLIT) || !defined(STAGES) || !defined(LEAD)
-#error "ROWS of W of a tile, a multiple of 16; SPLIT of K: 1 or 2; STAGES; LEAD: stages that the first warpgroup is ahead at the end of a tile, 0: none"
+#if !defined(ROWS) || !defined(SPLIT) || !defined(WIDE) || !defined(STAGES) || !defined(LEAD)
+#error "ROWS of W of a CTA, a multiple of 16; SPLIT of K, or CTAs along W (WIDE): 1 or 2; STAGES; LEAD of the first warpgroup at the end of a tile, stages"
 #endif
 #define THREADS 384
 constexpr int TOKENS = 128, STEP = 64;                // of a CTA's tile; columns of a stage
 constexpr int STEPS = ceil_div(K, STEP);
-constexpr int TILES = ceil_div(N, ROWS);
+constexpr int TILES = ceil_div(N, ROWS * WIDE);
+constexpr int CTAS = 2 * SPLIT * WIDE;                // of a cluster
+constexpr int SHARERS = 1 + WIDE;                     // CTAs that have something of what one copies
 constexpr int BAND = 8;                               // clusters side by side along the tokens: 8 x 8 of them fill a device
 constexpr int SHARE = ROWS / SPLIT;                   // rows of a tile that a CTA finishes
 constexpr int BLOCKS = EPILOGUE == SWIGLU ? 2 : 1;    // blocks of 8 columns that are finished together
@@ -28,6 +31,7 @@ constexpr int OUTPUTS = EPILOGUE == SWIGLU ? N / 2 : N;
 constexpr bool SCALES = EPILOGUE == STORE || EPILOGUE == STORE_BIAS || EPILOGUE == SWIGLU;  // x may be a norm's input
 constexpr int TURN = LEAD > 0 && STEPS > STAGES ? STEPS - LEAD : STEPS;                     // the step before which the second warpgroup waits
 static_assert(SPLIT == 1 || LEAD == 0 && STEPS >= SPLIT, "a cluster that splits K has one tile");
+static_assert(SPLIT == 1 || WIDE == 1, "a cluster has four CTAs at most");
 static_assert(SHARE % (8 * BLOCKS) == 0, "whole blocks are finished");
 static_assert(!IS_HEAD && !NORM, "no head, and what norms is a run-time matter: squares");
 static_assert(ROWS % 16 == 0, "half of a tile's rows starts where the swizzle does, and gate and up stay together");
@@ -36,17 +40,17 @@ static_assert(LEAD < STAGES, "the second warpgroup holds a stage while it waits"
 struct alignas(128) TensorMap { u64 words[16]; };
 
 struct Params {
-	TensorMap w, x;        // boxes of ROWS/2 and TOKENS rows x 64 columns
+	TensorMap w, x;        // boxes of ROWS/2 and TOKENS/WIDE rows x 64 columns
 	const bf16* bias;      // [N], STORE_BIAS
 	bf16* y;
 	// RMSNorm between two products is split between them: the first (RESIDUAL) stores gamma * y beside y, and each tile's sums of y's squares;
 	// the second multiplies its outputs by 1 / rms(y).
 	const bf16* gamma;     // RESIDUAL, [N], or null: then nothing of the next two lines
 	bf16* scaled;          // [M, N]
-	float* squares;        // [TILES * SPLIT, M]
+	float* squares;        // [N / SHARE, M]
 	const float* rms_of;   // SCALES: the first product's squares, or null: x is normed
 	i32 tokens;            // M
-	i32 parts;             // TILES * SPLIT of the first product
+	i32 parts;             // N / SHARE of the first product
 	i32 pad[18];
 };
 
@@ -60,9 +64,9 @@ static_assert(SPLIT == 1 || SHARE * 512 <= sizeof(Stage) * STAGES, "sums do not 
 #if ARCH >= 900 && defined(__CUDA_ARCH_FEAT_SM90_ALL)
 // Walk steps through the tiles of a cluster: bands of BAND tiles along the tokens, in each all tokens of a tile's rows first.
 struct Walk {
-	int side, part;  // of the cluster's tokens: this CTA's half; of K
+	int side, part, wide;  // this CTA's half of the cluster's tokens, of K, of its rows
 	int pairs, tile, step, begin, end, token, row;  // token and row: this CTA's first
-	DEVICE Walk(int tokens) : side(cluster_rank() & 1), part(cluster_rank() >> 1), pairs(ceil_div(tokens, 2 * TOKENS)), tile(blockIdx.x / (2 * SPLIT)) {
+	DEVICE Walk(int tokens) : side(cluster_rank() & 1), part(SPLIT > 1 ? cluster_rank() >> 1 : 0), wide(WIDE > 1 ? cluster_rank() >> 1 : 0), pairs(ceil_div(tokens, 2 * TOKENS)), tile(blockIdx.x / CTAS) {
 		begin = STEPS * part / SPLIT;
 		end = STEPS * (part + 1) / SPLIT;
 		place();
@@ -70,12 +74,12 @@ struct Walk {
 	DEVICE void place() {
 		const int band = tile / (BAND * TILES), width = min(BAND, pairs - band * BAND), at = tile - band * BAND * TILES;
 		token = ((band * BAND + at % width) * 2 + side) * TOKENS;
-		row = at / width * ROWS;
+		row = (at / width * WIDE + wide) * ROWS;
 		step = begin;
 	}
 	DEVICE bool more() const { return tile < pairs * TILES; }
 	DEVICE void next_tile() {
-		tile += gridDim.x / (2 * SPLIT);
+		tile += gridDim.x / CTAS;
 		if (more()) place();
 	}
 	DEVICE void next() {
@@ -99,11 +103,14 @@ DEVICE void copy(const Params& p, Shared& sh) {
 	Walk w(p.tokens), x = w;
 	auto load_w = [&](int s) {
 		mbarrier_expect(&sh.full[s], sizeof(Stage));
-		tensor_load_multicast(sh.stage[s].w[w.side * (ROWS / 2)], &p.w, w.step * STEP, w.row + w.side * (ROWS / 2), &sh.full[s], 3 << 2 * w.part, policy);
+		tensor_load_multicast(sh.stage[s].w[w.side * (ROWS / 2)], &p.w, w.step * STEP, w.row + w.side * (ROWS / 2), &sh.full[s], 3 << 2 * (w.part | w.wide), policy);
 		w.next();
 	};
 	auto load_x = [&](int s) {
-		tensor_load(sh.stage[s].x, &p.x, x.step * STEP, x.token, &sh.full[s], policy);
+		if (WIDE == 1)
+			tensor_load(sh.stage[s].x, &p.x, x.step * STEP, x.token, &sh.full[s], policy);
+		else
+			tensor_load_multicast(sh.stage[s].x[x.wide * (TOKENS / 2)], &p.x, x.step * STEP, x.token + x.wide * (TOKENS / 2), &sh.full[s], 5 << x.side, policy);
 		x.next();
 	};
 	for (int s = 0; s < STAGES && w.more(); s++) load_w(s);
@@ -134,9 +141,10 @@ DEVICE void transpose(u32 (&v)[4]) {
 // Finish makes outputs of a warpgroup's sums. Lane 4g+t has sums of tokens g and g + 8 of its warp; it stores the 8 outputs of every fourth unit.
 struct Finish {
 	static constexpr int QUADS = ceil_div(UNITS, 4);  // of units
+	static constexpr int AHEAD = 4;                   // parts of the squares that a lane asks for at once
 	int token, column;                                // this lane's first token; the first output it stores
 	uint4 added[EPILOGUE == RESIDUAL ? QUADS : 1][2]; // what is in y, of token and token + 8
-	float part[2] = {};                               // SCALES: this lane's part of the squares
+	float first[AHEAD][2];                            // SCALES: the first of the squares that this lane adds
 
 	DEVICE bool stores(const Params& p, int quad, int half) const {
 		return token + 8 * half < p.tokens && (UNITS % 4 == 0 || 4 * quad + (threadIdx.x & 3) < UNITS) && column + 32 * quad < OUTPUTS;
@@ -154,27 +162,41 @@ struct Finish {
 				for (int h = 0; h < 2; h++)
 					added[q][h] = stores(p, q, h) ? ld16_l2(p.y + (size_t)(token + 8 * h) * N + column + 32 * q) : make_uint4(0, 0, 0, 0);
 		}
-		if (SCALES && p.rms_of != nullptr) {
-			part[0] = part[1] = 0.f;
-			for (int i = t; i < p.parts; i += 4)
+		if (SCALES && p.rms_of != nullptr) ask(p, t, first);
+	}
+
+	// ask asks for parts i, i + 4 ... of both tokens.
+	DEVICE void ask(const Params& p, int i, float (&v)[AHEAD][2]) const {
 #pragma unroll
-				for (int h = 0; h < 2; h++)
-					if (token + 8 * h < p.tokens) part[h] += __uint_as_float(ld4_l2(p.rms_of + (size_t)i * p.tokens + token + 8 * h));
+		for (int j = 0; j < AHEAD; j++)
+#pragma unroll
+			for (int h = 0; h < 2; h++)
+				v[j][h] = i + 4 * j < p.parts && token + 8 * h < p.tokens ? __uint_as_float(ld4_l2(p.rms_of + (size_t)(i + 4 * j) * p.tokens + token + 8 * h)) : 0.f;
+	}
+
+	// scales makes 1 / rms of both tokens.
+	DEVICE void scales(const Params& p, float (&scale)[2]) {
+		const int t = threadIdx.x & 3;
+		float sum[2] = {};
+		for (int i = t; i < p.parts; i += 4 * AHEAD) {
+			if (i > t) ask(p, i, first);
+#pragma unroll
+			for (int j = 0; j < AHEAD; j++) sum[0] += first[j][0], sum[1] += first[j][1];
+		}
+#pragma unroll
+		for (int h = 0; h < 2; h++) {
+			sum[h] += __shfl_xor_sync(~0u, sum[h], 1);
+			sum[h] += __shfl_xor_sync(~0u, sum[h], 2);
+			scale[h] = rsqrtf(sum[h] * (1.f / K) + RMS_EPS);
 		}
 	}
 
 	// store finishes SHARE rows of a tile, from row on.
 	template <int SUMS> DEVICE void store(const Params& p, int row, const float (&d)[SUMS]) {
-		if (token - (threadIdx.x >> 2 & 7) >= p.tokens) return;  // the same for a warp
+		if (token - (threadIdx.x >> 2 & 7) >= p.tokens || row >= N) return;  // the same for a warp
 		const int t = threadIdx.x & 3;
 		float scale[2] = {1.f, 1.f}, squares[2] = {};
-		if (SCALES && p.rms_of != nullptr)
-#pragma unroll
-			for (int h = 0; h < 2; h++) {
-				part[h] += __shfl_xor_sync(~0u, part[h], 1);
-				part[h] += __shfl_xor_sync(~0u, part[h], 2);
-				scale[h] = rsqrtf(part[h] * (1.f / K) + RMS_EPS);
-			}
+		if (SCALES && p.rms_of != nullptr) scales(p, scale);
 #pragma unroll
 		for (int q = 0; q < QUADS; q++) {
 			uint4 gamma = make_uint4(0, 0, 0, 0);
@@ -257,9 +279,11 @@ DEVICE void take(Shared& sh, float (&mine)[SHARE / 2]) {
 
 DEVICE void multiply(const Params& p, Shared& sh) {
 	const int tid = threadIdx.x, group = tid >> 7;
-	// A stage is free when both warpgroups of both CTAs are done that share W: the first two warps of a warpgroup tell one CTA each.
-	const bool tells = (tid & 95) == 0 && (tid & 127) < 64;
-	const u32 empty = cluster_address(sh.empty, cluster_rank() & ~1 | tid >> 5 & 1);
+	// A stage is free when all warpgroups are done that have of it what its CTA copies: a warp each tells this CTA, the one with the same rows of W,
+	// and the one with the same tokens.
+	const int warp = tid >> 5 & 3;
+	const bool tells = (tid & 31) == 0 && warp < SHARERS;
+	const u32 empty = cluster_address(sh.empty, warp < SHARERS ? cluster_rank() ^ warp : 0);
 	PDL_WAIT();
 	Ring at;
 	for (Walk walk(p.tokens); walk.more(); walk.next_tile()) {
@@ -268,7 +292,7 @@ DEVICE void multiply(const Params& p, Shared& sh) {
 		const int row = walk.row + walk.part * SHARE;  // the first that this CTA finishes
 		for (int step = walk.begin; step < walk.end; step++) {
 			if (step == TURN && group == 1) barrier_sync(1, 256);
-			if (SPLIT == 1 && step == walk.end - 1) finish.ahead(p, walk.token, row);
+			if (SPLIT == 1 && step == max(walk.begin, walk.end - 2)) finish.ahead(p, walk.token, row);
 			mbarrier_wait(&sh.full[at.s], at.round & 1);
 			const u64 a = wgmma_tile(sh.stage[at.s].x[64 * group]), b = wgmma_tile(sh.stage[at.s].w);
 			wgmma_fence();
@@ -305,7 +329,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) gemm_large_sm90(const _
 	if (threadIdx.x == 0) {
 		for (int i = 0; i < STAGES; i++) {
 			mbarrier_init(&sh.full[i], 1);
-			mbarrier_init(&sh.empty[i], 4);
+			mbarrier_init(&sh.empty[i], 2 * SHARERS);
 		}
 		mbarrier_init_fence();
 	}

@@ -24,10 +24,10 @@ var largeRows = []int{256, 224, 192, 128}
 
 // largeParams mirrors Params of gemm_large_sm90.cu.
 type largeParams struct {
-	W, X                                   driver.TensorMap
-	Bias, Y, Gamma, Scaled, Squares, RMSOf ptr
-	Tokens, Parts                          int32
-	_                                      [18]int32
+	W, X                                           driver.TensorMap
+	Bias, Y, Logits, Gamma, Scaled, Squares, RMSOf ptr
+	Tokens, Parts                                  int32
+	_                                              [16]int32
 }
 
 // largeTile is how gemm_large_sm90 cuts a product: rows of W of a CTA; pairs of CTAs in a cluster that split K, or rows (wide); and the lead of a CTA's
@@ -41,7 +41,7 @@ func (t largeTile) stageBytes() int { return (largeTokens/2 + t.rows) * gemmStep
 
 // fitsLarge tells whether gemm_large_sm90 can take the product.
 func (l linear) fitsLarge(d device) bool {
-	return d.SM == 90 && l.n%8 == 0 && l.k%8 == 0 && l.end <= epilogueSwiGLU
+	return d.SM == 90 && l.n%8 == 0 && l.k%8 == 0 && l.end != epilogueHeadFast
 }
 
 // tiles is the number of tiles of a product, each of which a cluster makes.

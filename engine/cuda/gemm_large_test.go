@@ -16,7 +16,7 @@ import (
 )
 
 // largeEnds are the epilogues that gemm_large_sm90 has.
-var largeEnds = map[string]epilogue{"store": epilogueStore, "bias": epilogueBias, "residual": epilogueResidual, "swiglu": epilogueSwiGLU}
+var largeEnds = map[string]epilogue{"store": epilogueStore, "bias": epilogueBias, "residual": epilogueResidual, "swiglu": epilogueSwiGLU, "logits": epilogueHeadLogits}
 
 // TestLarge holds gemm_large_sm90 against exact arithmetic: every epilogue and width; numbers of tokens at the edges of warps, warpgroups, CTAs,
 // clusters and bands; one tile for a few clusters and several for each; rows of W that do not fill a tile, columns that do not fill a stage,
@@ -42,10 +42,15 @@ func TestLarge(t *testing.T) {
 		{"store", 256, 1024, 1000, largeTile{144, 2, 1, 0}}, {"store", 129, 3072, 136, largeTile{112, 2, 1, 0}}, {"bias", 200, 1152, 4096, largeTile{208, 2, 1, 0}}, {"residual", 192, 4096, 1032, largeTile{144, 2, 1, 0}}, {"residual", 500, 1000, 520, largeTile{96, 2, 1, 0}},
 		{"residual", 255, 264, 8192, largeTile{208, 2, 1, 0}}, {"swiglu", 193, 1040, 648, largeTile{160, 2, 1, 0}}, {"swiglu", 256, 3072, 2048, largeTile{192, 2, 1, 0}},
 		{"store", 300, 1000, 328, largeTile{256, 1, 2, 3}}, {"bias", 1000, 648, 392, largeTile{128, 1, 2, 0}}, {"residual", 2111, 4360, 328, largeTile{192, 1, 2, 3}}, {"swiglu", 4097, 1040, 648, largeTile{256, 1, 2, 3}},
+		{"logits", 200, 4104, 328, largeTile{256, 1, 1, 3}}, {"logits", 320, 1000, 136, largeTile{224, 1, 1, 3}}, {"logits", 129, 2056, 520, largeTile{160, 2, 1, 0}},
 	}
 	launch := func(d device, c product, w, x, bias, y ptr) op {
 		l := linear{name: "large", m: c.m, n: c.n, k: c.k, end: largeEnds[c.end]}
-		return l.callLarge(d, c.tile, w, x, largeParams{Bias: bias, Y: y}).op()
+		params := largeParams{Bias: bias, Y: y}
+		if l.end == epilogueHeadLogits {
+			params = largeParams{Logits: y}
+		}
+		return l.callLarge(d, c.tile, w, x, params).op()
 	}
 	var ops []op
 	for _, c := range cases {

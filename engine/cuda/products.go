@@ -58,6 +58,10 @@ func (p *planner) head(st stepShape) (nodes []node, full bool) {
 		return nodesOf(gemvHeadOp(d, s, b, st.samples, st.full)), st.full
 	case p.ownGEMM(st.samples):
 		return append(nodesOf(gatherNormOp(d, s, b, st.samples)), node{own: gemmHead(d, s, b, st.samples, st.full)}), st.full
+	case p.largeGEMM(headLinear(s, st.samples, true)):
+		l := headLinear(s, st.samples, true)
+		l.name = "gemm_head"
+		return append(nodesOf(gatherNormOp(d, s, b, st.samples)), node{own: l.callLarge(d, l.largeTile(d), b.Head.Data, b.XS, largeParams{Logits: b.Logits})}), true
 	}
 	return append(nodesOf(gatherNormOp(d, s, b, st.samples)), p.headLogits(st.samples)...), true
 }

@@ -33,7 +33,7 @@ constexpr int TURN = LEAD > 0 && STEPS > STAGES ? STEPS - LEAD : STEPS;         
 static_assert(SPLIT == 1 || LEAD == 0 && STEPS >= SPLIT, "a cluster that splits K has one tile");
 static_assert(SPLIT == 1 || WIDE == 1, "a cluster has four CTAs at most");
 static_assert(SHARE % (8 * BLOCKS) == 0, "whole blocks are finished");
-static_assert(!IS_HEAD && !NORM, "no head, and what norms is a run-time matter: squares");
+static_assert(EPILOGUE != HEAD_FAST && !NORM, "no choice of tokens, and what norms is a run-time matter: squares");
 static_assert(ROWS % 16 == 0, "half of a tile's rows starts where the swizzle does, and gate and up stay together");
 static_assert(LEAD < STAGES, "the second warpgroup holds a stage while it waits");
 
@@ -43,6 +43,7 @@ struct Params {
 	TensorMap w, x;        // boxes of ROWS/2 and TOKENS/WIDE rows x 64 columns
 	const bf16* bias;      // [N], STORE_BIAS
 	bf16* y;
+	float* logits;         // [M, N], HEAD_LOGITS
 	// RMSNorm between two products is split between them: the first (RESIDUAL) stores gamma * y beside y, and each tile's sums of y's squares;
 	// the second multiplies its outputs by 1 / rms(y).
 	const bf16* gamma;     // RESIDUAL, [N], or null: then nothing of the next two lines
@@ -51,7 +52,7 @@ struct Params {
 	const float* rms_of;   // SCALES: the first product's squares, or null: x is normed
 	i32 tokens;            // M
 	i32 parts;             // N / SHARE of the first product
-	i32 pad[18];
+	i32 pad[16];
 };
 
 struct Stage { bf16 x[TOKENS][STEP], w[ROWS][STEP]; };
@@ -195,6 +196,15 @@ struct Finish {
 	template <int SUMS> DEVICE void store(const Params& p, int row, const float (&d)[SUMS]) {
 		if (token - (threadIdx.x >> 2 & 7) >= p.tokens || row >= N) return;  // the same for a warp
 		const int t = threadIdx.x & 3;
+		if constexpr (EPILOGUE == HEAD_LOGITS) {
+#pragma unroll
+			for (int u = 0; u < UNITS; u++)
+#pragma unroll
+				for (int h = 0; h < 2; h++)
+					if (row + 8 * u < N && token + 8 * h < p.tokens)
+						*reinterpret_cast<float2*>(p.logits + (size_t)(token + 8 * h) * N + row + 8 * u + 2 * t) = make_float2(d[4 * u + 2 * h], d[4 * u + 2 * h + 1]);
+			return;
+		}
 		float scale[2] = {1.f, 1.f}, squares[2] = {};
 		if (SCALES && p.rms_of != nullptr) scales(p, scale);
 #pragma unroll

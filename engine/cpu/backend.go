@@ -128,7 +128,7 @@ func open(cfg *model.Config, w *weights.Store, o backend.Options, p *pool, ks *k
 		scratch:   make([]scratch, p.threads()),
 	}
 	if cfg.DraftHead != nil {
-		s.draft = l.draftHead(cfg, s)
+		s.draft = l.draftHead(cfg, info, s)
 		if l.err != nil {
 			return nil, fmt.Errorf("draft head: %w", l.err)
 		}

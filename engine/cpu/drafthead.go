@@ -9,12 +9,8 @@ import (
 	"github.com/tokamak-engine/tokamak/engine/model"
 )
 
-// draftHead is an EAGLE-3 head at work. It reads pairs: a token and the model's hidden state of the token before it. The pair's keys and
-// values lie in the head's own cache, in the model's pages, at the position of the hidden state. What it makes of a sequence's last pair
-// guesses the next token; a guess and the head's own output are the pair that guesses one further.
-//
-// It sees what it has read of a sequence, which need not begin where the sequence does: pages of a cached prefix hold pairs only if those who
-// filled them were followed.
+// draftHead is an EAGLE-3 head at work. What it makes of a sequence's last pair guesses the next token; a guess and the head's own output are
+// the pair that guesses one further. See [backend.Follower].
 type draftHead struct {
 	stepper // of the one layer: its own activations and cache, the model's workers
 
@@ -22,9 +18,9 @@ type draftHead struct {
 	target     *stepper
 	fc         *matrix
 	hiddenNorm []float32
-	ids        []int32   // [config.VocabSize] the model's ids of what it can guess
-	runs       []headRun // by slot
-	filled     []int     // [page] its first positions that hold pairs of the tokens there
+	ids        []int32 // [config.VocabSize] the model's ids of what it can guess
+	follower   *backend.Follower
+	held       [][]float32 // [slot][hidden] the state of a sequence's last token, if the token behind it was not known
 
 	// The step being read.
 	aux      [3][]float32 // [tokens, config.TargetHiddenSize] behind each of config.AuxLayers
@@ -35,16 +31,10 @@ type draftHead struct {
 	chains   []chain
 }
 
-// headRun is what the head has of a sequence.
-type headRun struct {
-	since  int       // the first position that it sees, the beginning of a page
-	hidden []float32 // the last token's state, if the token behind it is not known yet; else nil
-}
-
-// fusion is a hidden state to be made of a token of the step: row to of x, or what a run waits with.
+// fusion is a hidden state to be made of a token of the step.
 type fusion struct {
-	token, to int
-	run       *headRun // nil: to counts
+	token int
+	to    []float32
 }
 
 // chain is a row whose guesses are being made.
@@ -55,7 +45,7 @@ type chain struct {
 	last  backend.Row
 }
 
-func (l *loader) draftHead(cfg *model.Config, target *stepper) *draftHead {
+func (l *loader) draftHead(cfg *model.Config, info backend.Info, target *stepper) *draftHead {
 	c, at := cfg.DraftHead, model.DraftHeadPrefix
 	h := &draftHead{config: c, target: target, fc: l.matrix(at + "fc.weight"), hiddenNorm: l.vector(at + "midlayer.hidden_norm.weight")}
 	n := &network{embedding: target.net.embedding, layers: make([]layer, 1), norm: l.vector(at + "norm.weight"), head: l.matrix(at + "lm_head.weight")}
@@ -70,7 +60,7 @@ func (l *loader) draftHead(cfg *model.Config, target *stepper) *draftHead {
 			scales: []float32{1, 1}, pages: make([]kvPage, len(target.cache.pages))},
 		scratch: make([]scratch, target.pool.threads()),
 	}
-	h.runs, h.filled = make([]headRun, len(target.sequences)), make([]int, len(target.cache.pages))
+	h.follower, h.held = backend.NewFollower(info), make([][]float32, info.MaxRows)
 	return h
 }
 
@@ -107,30 +97,43 @@ func (h *draftHead) capture(l int, x []float32) {
 	}
 }
 
-// follow reads what the step has made known of the rows that are followed, and makes the guesses that they ask for.
-func (h *draftHead) follow(step *step) {
+// follow reads what the step has made known of the rows that are followed, and makes the guesses that they ask for. first are the rows' first
+// tokens in the step.
+func (h *draftHead) follow(step *step, first []int) {
 	began := time.Now()
 	h.rows, h.fusions, h.chains = h.rows[:0], h.fusions[:0], h.chains[:0]
+	hidden, pairs := h.cfg.HiddenSize, 0
+	for i, q := range step.starts {
+		if q != nil {
+			h.follower.Begin(&step.rows[i])
+		}
+	}
 	// Each token makes at most one pair, and so does the one sampled.
-	hidden := h.cfg.HiddenSize
 	x := grow(&h.x, (len(h.target.tokens)+len(step.rows))*hidden)
-	first, pairs := 0, 0
-	for i := range step.rows {
-		r := &step.rows[i]
-		if step.starts[i] != nil {
-			h.runs[r.Slot] = headRun{since: h.since(r)}
+	for _, r := range h.follower.Step(step.rows, first, step.results) {
+		row := backend.Row{Slot: r.Slot, Position: r.Position, Tokens: r.Tokens, Pages: r.Pages}
+		at := pairs
+		if r.Held {
+			copy(x[at*hidden:], h.held[r.Slot])
+			at++
 		}
-		if r.Follow && !step.results[i].NonFinite {
-			pairs += h.read(step, i, first, x[pairs*hidden:], pairs)
-		} else {
-			h.forget(r)
+		for i, token := range r.States {
+			h.fusions = append(h.fusions, fusion{token, x[(at+i)*hidden : (at+i+1)*hidden]})
 		}
-		first += r.NumTokens()
+		if r.Holds {
+			h.fusions = append(h.fusions, fusion{r.Hold, grow(&h.held[r.Slot], hidden)})
+		}
+		if pairs += len(r.Tokens); len(r.Tokens) > 0 {
+			h.rows = append(h.rows, row)
+		}
+		if r.Guess > 0 {
+			h.chains = append(h.chains, chain{row: r.Row, wants: r.Guess, at: pairs - 1, last: row})
+		}
 	}
 	if len(h.fusions) == 0 {
 		return
 	}
-	h.fuse(x)
+	h.fuse()
 	if pairs > 0 {
 		h.forward()
 		h.guess(step)
@@ -138,82 +141,8 @@ func (h *draftHead) follow(step *step) {
 	step.headTime = time.Since(began)
 }
 
-// since is the first position from which on all pages before the row's hold pairs.
-func (h *draftHead) since(r *backend.Row) int {
-	size := h.cache.pageSize
-	at := r.Position / size * size
-	for at > 0 && h.filled[r.Pages[at/size-1]] == size {
-		at -= size
-	}
-	return at
-}
-
-// forget notes that the row has put tokens without pairs into its pages.
-func (h *draftHead) forget(r *backend.Row) {
-	size := h.cache.pageSize
-	for at := r.Position; at < r.Position+r.NumTokens(); at = (at/size + 1) * size {
-		f := &h.filled[r.Pages[at/size]]
-		*f = min(*f, at%size)
-	}
-}
-
-// fill notes that the positions from..to-1 of a sequence's pages hold pairs.
-func (h *draftHead) fill(pages []int32, from, to int) {
-	size := h.cache.pageSize
-	for at := from; at < to; at++ {
-		if f := &h.filled[pages[at/size]]; *f >= at%size { // else there is a gap before
-			*f = at%size + 1
-		}
-	}
-}
-
-// read lists the pairs of row i, whose first token is the step's token first: they are rows at and on of x. It returns their number.
-func (h *draftHead) read(step *step, i, first int, x []float32, at int) int {
-	r, result := &step.rows[i], &step.results[i]
-	run := &h.runs[r.Slot]
-	known := r.Tokens
-	if len(known) == 0 { // the slot's token was paired when it was sampled
-		known = append([]int32{0}, r.Drafts[:len(result.More)]...)
-	}
-	// The row's table begins with the run: so attention sees no more.
-	row := backend.Row{Slot: r.Slot, Position: r.Position - run.since, Pages: r.Pages[run.since/h.cache.pageSize:]}
-	if run.hidden != nil {
-		copy(x, run.hidden)
-		row.Position--
-		row.Tokens = append(row.Tokens, known[0])
-		run.hidden = nil
-	}
-	pair := func(token int, next int32) {
-		h.fusions = append(h.fusions, fusion{token: first + token, to: at + len(row.Tokens)})
-		row.Tokens = append(row.Tokens, next)
-	}
-	for j, token := range known[1:] {
-		pair(j, token)
-	}
-	last := len(known) - 1
-	if r.Sample {
-		next := result.Token
-		if n := len(result.More); n > 0 {
-			next = result.More[n-1].Token
-		}
-		pair(last, next)
-	} else {
-		run.hidden = make([]float32, h.cfg.HiddenSize)
-		h.fusions = append(h.fusions, fusion{token: first + last, run: run})
-	}
-	n := len(row.Tokens)
-	if n > 0 {
-		h.rows = append(h.rows, row)
-		h.fill(row.Pages, row.Position, row.Position+n)
-	}
-	if r.Guess > 0 {
-		h.chains = append(h.chains, chain{row: i, wants: r.Guess, at: at + n - 1, last: row})
-	}
-	return n
-}
-
 // fuse makes the listed hidden states.
-func (h *draftHead) fuse(x []float32) {
+func (h *draftHead) fuse() {
 	n, hidden, width := len(h.fusions), h.cfg.HiddenSize, h.config.TargetHiddenSize
 	gathered, fused := grow(&h.gathered, n*h.fc.k), grow(&h.fused, n*hidden)
 	h.each(n, func(i int) {
@@ -224,22 +153,13 @@ func (h *draftHead) fuse(x []float32) {
 	})
 	h.multiply(gathered, n, product{h.fc, fused})
 	for i, f := range h.fusions {
-		state := fused[i*hidden : (i+1)*hidden]
-		if f.run != nil {
-			copy(f.run.hidden, state)
-		} else {
-			copy(x[f.to*hidden:], state)
-		}
+		copy(f.to, fused[i*hidden:(i+1)*hidden])
 	}
 }
 
 // forward puts the pairs of h.rows, their hidden states in h.x, through the layer.
 func (h *draftHead) forward() {
 	h.place()
-	for i := range h.tokens { // to positions of the sequence: pairs of several runs may lie in one table
-		t := &h.tokens[i]
-		t.position += h.runs[t.sequence].since
-	}
 	n, hidden, y := len(h.tokens), h.cfg.HiddenSize, &h.net.layers[0]
 	h.rotations()
 	pairs := grow(&h.pairs, n*2*hidden)

@@ -51,7 +51,7 @@ func (s *stepper) run(step *step) {
 	}
 	s.notes.note("sample", -1, len(step.rows))
 	if s.draft != nil {
-		s.draft.follow(step)
+		s.draft.follow(step, first)
 		s.notes.note("draft head", -1, n)
 	}
 	s.rows = nil

@@ -16,7 +16,7 @@ import (
 const (
 	gemmTokens     = 128 // the most tokens it takes
 	gemmPays       = 128 // the most tokens for which it beats cuBLASLt: docs/perf-log.md
-	gemmMostRows   = 192 // rows of W of a tile: wider ones, and the head's choice of a token in its epilogue, wait for their tests on a GPU
+	gemmMostRows   = 256 // rows of W of a tile, the widest that a warpgroup multiplies
 	headChooses    = 16  // the most rows whose tokens the head chooses in its epilogue (gemv_mma's)
 	gemmStep       = 64  // columns of a stage
 	gemmThreads    = 320
@@ -99,22 +99,27 @@ func (t gemmTile) sums(l linear) int {
 	return t.split * ceilDiv(units, t.split) * blocks * 256 * 16
 }
 
-// cost estimates the product's time in nanoseconds on an H100: memory's share is the same for all tiles, so what counts is what one CTA
-// pulls from L2, where that is slower, and the exchange between CTAs.
+// cost estimates the product's time in nanoseconds, on an H200 with what BenchmarkGEMMTiles measured there. Memory's share is the same for all tiles. What
+// counts is where one CTA is slower than that, in the bytes of its stages or in their number, and the exchange between CTAs.
 func (t gemmTile) cost(l linear, d device) float64 {
-	const memory, l2, exchange = 3100, 40, 40 // bytes/ns: the device's, an SM's, between SMs
+	const memory, one, l2, exchange = 4500, 40, 100, 25 // bytes/ns: the device's, what of it reaches one SM, L2's into an SM, between SMs
+	const stage, meet = 185, 1000                       // ns: the least that a stage takes; what a cluster waits for itself
 	rounds := 1
 	if t.split == 1 {
 		rounds = ceilDiv(ceilDiv(l.n, t.rows), d.SMs)
 	}
-	steps := ceilDiv(ceilDiv(l.k, gemmStep), t.split) * rounds
-	cta := float64(steps*(t.rows+t.tokens)*gemmStep*bf16Bytes) / l2
+	stages := float64(ceilDiv(ceilDiv(l.k, gemmStep), t.split) * rounds)
+	weight, bytes := float64(t.rows*gemmStep*bf16Bytes), float64((t.rows+t.tokens)*gemmStep*bf16Bytes)
+	if int(stages) <= t.stages {
+		weight = 0 // all of it is on its way before the kernel in front has ended
+	}
+	cta := stages * max(weight/one, bytes/l2, stage)
 	all := float64(l.n*l.k*bf16Bytes) / memory
 	tail := 0.
 	if t.split > 1 {
-		tail = 1000 + float64(t.sums(l))/exchange
+		tail = meet + float64(t.sums(l))/exchange
 	}
-	return max(cta, all) + cta/20 + tail
+	return max(cta, all) + stages*bytes/l2/20 + tail
 }
 
 // gemmTile is the tile of least cost.
@@ -131,9 +136,10 @@ type gemmCall struct {
 	params gemmParams
 }
 
-// call90 is the product of x, normed already, on gemm_sm90.
+// call90 is the product of x, normed already, on gemm_sm90. x has room for all the tokens of the tile: a tensor copy that leaves rows out
+// is slow (at 96 of 128 tokens a product took up to 1.3 times as long), and what the room holds reaches no output.
 func (l linear) call90(d device, t gemmTile, w, x ptr, p gemmParams) *gemmCall {
-	p.W, p.X, p.Tokens = tensorMap(w, l.n, l.k, t.rows), tensorMap(x, l.m, l.k, t.tokens), int32(l.m)
+	p.W, p.X, p.Tokens = tensorMap(w, l.n, l.k, t.rows), tensorMap(x, t.tokens, l.k, t.tokens), int32(l.m)
 	return &gemmCall{linear: l, tile: t, device: d, params: p}
 }
 

@@ -133,33 +133,35 @@ func (r *rig) timeGraph(b *testing.B, g *driver.Graph, n int) float64 {
 //
 //	go test -tags cuda ./engine/cuda -run '^$' -bench DecodeBatches -benchtime 1x
 func BenchmarkDecodeBatches(b *testing.B) {
-	for _, name := range []string{"llama-8b", "llama-1b"} {
+	type batch struct{ rows, in int }
+	for name, batches := range map[string][]batch{"llama-8b": {{32, 512}, {48, 512}, {64, 512}, {96, 512}, {128, 512}, {128, 1024}},
+		"llama-1b": {{32, 256}, {48, 512}, {64, 512}, {96, 512}, {128, 512}}} {
 		cfg := benchModels()[name]
 		for _, blas := range []bool{false, true} {
-			be, err := openWith(cfg, weights.NewDummy(cfg), backend.Options{MaxRows: 128, MaxTokens: 2048, MaxContext: 4096, MemFraction: 0.85}, settings{blasOnly: blas})
-			require.NoError(b, err)
-			for _, rows := range []int{32, 48, 64, 96, 128} {
-				const in, steps = 512, 50
-				decode, _ := staticBatch(b, be, rows, in, steps)
-				var times []time.Duration
-				var out backend.Result
-				for range steps {
-					began := time.Now()
-					id, err := be.Launch(&decode)
-					require.NoError(b, err)
-					require.NoError(b, be.Wait(id, &out))
-					times = append(times, time.Since(began))
-					for i := range decode.Rows {
-						require.False(b, out.Rows[i].NonFinite)
-						decode.Rows[i].Position++
+			b.Run(fmt.Sprintf("model=%s/cublaslt=%v", name, blas), func(b *testing.B) {
+				be := openTest(b, cfg, weights.NewDummy(cfg), backend.Options{MaxRows: 128, MaxTokens: 2048, MaxContext: 4096, MemFraction: 0.85}, settings{blasOnly: blas})
+				for _, c := range batches {
+					const steps = 50
+					decode, _ := staticBatch(b, be, c.rows, c.in, steps)
+					var times []time.Duration
+					var out backend.Result
+					for range steps {
+						began := time.Now()
+						id, err := be.Launch(&decode)
+						require.NoError(b, err)
+						require.NoError(b, be.Wait(id, &out))
+						times = append(times, time.Since(began))
+						for i := range decode.Rows {
+							require.False(b, out.Rows[i].NonFinite)
+							decode.Rows[i].Position++
+						}
 					}
+					info := be.Info()
+					took := median(times[5:])
+					floor := (float64(info.WeightBytes) + float64(c.rows*(c.in+steps/2))*float64(info.KVBytesPerToken)) / *info.ReadBandwidth * 1e9
+					fmt.Printf("decode %s batch=%d in=%d cuBLASLt=%v: step %v, floor %v = %.3f of it\n", name, c.rows, c.in, blas, took, time.Duration(floor), floor/float64(took))
 				}
-				info := be.Info()
-				took := median(times[5:])
-				floor := (float64(info.WeightBytes) + float64(rows)*(in+steps/2)*float64(info.KVBytesPerToken)) / *info.ReadBandwidth * 1e9
-				fmt.Printf("decode %s batch=%d in=%d cuBLASLt=%v: step %v, floor %v = %.3f of it\n", name, rows, in, blas, took, time.Duration(floor), floor/float64(took))
-			}
-			require.NoError(b, be.Close())
+			})
 		}
 	}
 }

@@ -4,6 +4,7 @@ package cuda
 
 import (
 	"fmt"
+	"math"
 	"slices"
 	"testing"
 
@@ -31,6 +32,7 @@ func TestGEMM(t *testing.T) {
 		{"residual", 31, 264, 200, 64, 4}, {"residual", 111, 6144, 200, 32, 1}, {"swiglu", 20, 3072, 576, 0, 0}, {"swiglu", 96, 1024, 512, 0, 0}, {"swiglu", 128, 2048, 256, 80, 2}, {"swiglu", 40, 2048, 264, 96, 4},
 		{"swiglu", 24, 8192, 264, 32, 1}, {"swiglu", 127, 10240, 72, 192, 1}, {"logits", 31, 20480, 128, 0, 0}, {"logits", 100, 832, 320, 0, 0}, {"logits", 128, 17408, 64, 112, 1},
 		{"store", 32, 448, 4096, 192, 4}, {"swiglu", 32, 448, 1024, 192, 1}, {"store", 40, 4256, 1024, 32, 1},
+		{"swiglu", 127, 10240, 72, 224, 1}, {"swiglu", 48, 33792, 264, 256, 1}, {"store", 40, 1000, 648, 256, 2}, {"bias", 96, 1152, 896, 224, 2}, {"logits", 128, 34816, 64, 256, 1}, {"residual", 90, 1000, 648, 256, 4},
 	}
 	cut := func(c product, d device) (linear, gemmTile) {
 		l := linear{name: "gemm", m: c.m, n: c.n, k: c.k, end: ends[c.end]}
@@ -62,6 +64,15 @@ func TestGEMM(t *testing.T) {
 	}
 }
 
+// putTokens uploads tokens of k columns, and NaNs where a tile's room for tokens reaches past them.
+func (r *rig) putTokens(x []float32, k int) ptr {
+	x = slices.Clone(x)
+	for range gemmTokens * k {
+		x = append(x, float32(math.NaN()))
+	}
+	return r.putBF16(x)
+}
+
 // holdProduct holds the product l of random numbers against exact arithmetic, and its bits and what lies past its outputs against a second
 // run. launch gives the kernel; y is fp32 for logits.
 func holdProduct(t *testing.T, r *rig, l linear, launch func(w, x, bias, y ptr) op) {
@@ -86,7 +97,7 @@ func holdProduct(t *testing.T, r *rig, l linear, launch func(w, x, bias, y ptr) 
 			bias = r.putBF16(before)
 		}
 	}
-	o := launch(r.putBF16(p.w), r.putBF16(p.x), bias, y)
+	o := launch(r.putBF16(p.w), r.putTokens(p.x, l.k), bias, y)
 	read := func() (got []float32, past []uint32) {
 		if logits {
 			return get[float32](r, y, out), get[uint32](r, y+ptr(out*4), guard)
@@ -158,7 +169,7 @@ type normOperands struct{ w1, x1, stream, gamma, scaled, squares, w2, bias, y pt
 func holdNorm(t *testing.T, r *rig, first, second linear, squaresBytes int, launch func(normOperands) []op) {
 	p, q := newProduct(r, first.m, first.n, first.k, false), newProduct(r, second.m, second.n, second.k, true)
 	before, bias := r.normal(first.m*first.n, 1), r.normal(second.n, 1)
-	a := normOperands{w1: r.putBF16(p.w), x1: r.putBF16(p.x), stream: r.putBF16(before), gamma: r.putBF16(q.gamma), scaled: r.room(first.m * first.n * bf16Bytes), squares: r.room(squaresBytes),
+	a := normOperands{w1: r.putBF16(p.w), x1: r.putTokens(p.x, first.k), stream: r.putBF16(before), gamma: r.putBF16(q.gamma), scaled: r.putTokens(make([]float32, first.m*first.n), first.n), squares: r.room(squaresBytes),
 		w2: r.putBF16(q.w), bias: r.putBF16(bias), y: r.room(second.m * second.outputs() * bf16Bytes)}
 	ops := launch(a)
 	r.prepare(ops...)
@@ -196,7 +207,7 @@ func TestGEMMHead(t *testing.T) {
 				params[slots[i]] = slotParams{Temperature: 0.05 * float32(i), Seed: uint64(i)<<33 + 5}
 			}
 		}
-		b := &buffers{Head: weight{Data: r.putBF16(p.w)}, XS: r.putBF16(p.x), SampleSlot: put(r, slots), SamplePos: put(r, positions), SlotParam: put(r, params), Logits: r.room(4 * m * s.Vocab),
+		b := &buffers{Head: weight{Data: r.putBF16(p.w)}, XS: r.putTokens(p.x, s.Hidden), SampleSlot: put(r, slots), SamplePos: put(r, positions), SlotParam: put(r, params), Logits: r.room(4 * m * s.Vocab),
 			HeadScratch: r.room(int(headScratchBytes(r.device, s))), SlotToken: r.room(4 * s.MaxRows), Step: put(r, []uint64{6}), Ring: r.room(ringEntries * newRingLayout(s).size),
 			AttnScratch: put(r, make([]byte, attnScratchBytes(r.device, s)))}
 		r.run(gemmHead(r.device, s, b, m, true).op(), gemmHead(r.device, s, b, m, false).op(), sampleFastOp(r.device, s, b, m))

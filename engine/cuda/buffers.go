@@ -59,8 +59,6 @@ type layerWeights struct {
 	WQKV, WO, WGU, WDown             weight
 	Router                           ptr // bf16 [Experts, Hidden], mixture layers; WGU and WDown are then all experts', one behind the other
 	Layer                            int
-	Next                             ptr // what is read first after the layer, NextBytes of it at least
-	NextBytes                        int64
 	KV                               kvScale
 }
 

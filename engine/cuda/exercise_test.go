@@ -122,7 +122,7 @@ func (x *exercise) followed() []room {
 		return nil
 	}
 	pairs := int64(x.b.shape.tokenRows() * s.TopK)
-	return []room{{m.Routing, routingBytes(s)}, {m.Pair, 4 * pairs}, {m.Count, 4 * int64(s.Experts)}, {m.First, 4 * int64(s.Experts)}}
+	return []room{{m.Pair, 4 * pairs}, {m.Count, 4 * int64(s.Experts)}, {m.First, 4 * int64(s.Experts)}}
 }
 
 // launch enqueues a step, behind the poison.

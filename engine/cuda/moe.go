@@ -30,7 +30,6 @@ const (
 	moeMaxExperts = 256 // one byte more would not do: threads of a CTA stand for experts
 	moeMaxTopK    = 32  // lanes of a warp stand for choices
 	moeThreads    = 512 // of the kernels of small steps
-	moeRouterCTAs = 8   // one cluster
 	// moeSortTokens is the most tokens whose rows moe_sort moves, and for which moe_router makes the router's product: then a step has fewer launches.
 	moeSortTokens = 256
 	// moeSmem is the least shared memory of moe_gate_up: more than half an SM's, so that a second CTA does not come to an SM while others have none.
@@ -75,7 +74,6 @@ func (m moeShape) defines(more string, values ...any) string {
 
 // moeBuffers are what mixture layers need beside the others; activations of pairs are in buffers.Act.
 type moeBuffers struct {
-	Routing      ptr // Routing of moe.cuh: a small step's pairs
 	Logits       ptr // f32 [tokenRows, Experts]
 	Expert       ptr // u16 [tokenRows, TopK]
 	Weight       ptr // f32 [tokenRows, TopK]
@@ -91,7 +89,7 @@ func (m *moeBuffers) rooms(s shape) []moeRoom {
 	}
 	tokens, experts := int64(s.tokenRows()), int64(s.MoE.Experts)
 	pairs := tokens * int64(s.MoE.TopK)
-	return []moeRoom{{&m.Routing, routingBytes(s.MoE)}, {&m.Logits, 4 * tokens * experts}, {&m.Expert, 2 * pairs}, {&m.Weight, 4 * pairs}, {&m.Pair, 4 * pairs},
+	return []moeRoom{{&m.Logits, 4 * tokens * experts}, {&m.Expert, 2 * pairs}, {&m.Weight, 4 * pairs}, {&m.Pair, 4 * pairs},
 		{&m.Count, 4 * experts}, {&m.First, 4 * experts}, {&m.X, pairs * int64(s.Hidden) * bf16Bytes}}
 }
 
@@ -139,27 +137,30 @@ func (m moeShape) info(i *backend.Info, s shape) {
 	i.WeightBytes -= int64(m.Experts) * i.ExpertBytes
 }
 
-// routingBytes is the size of Routing of moe.cuh.
-func routingBytes(m moeShape) int64 {
+// dealingBytes is the size of Dealing of moe.cuh.
+func dealingBytes(m moeShape) int {
 	pairs := gemvRows * m.TopK
-	return int64(16 + 3*4*pad(min(m.Experts, pairs), 4) + 2*4*pad(pairs, 4))
+	return 4 * (1 + 3*min(m.Experts, pairs) + 2*pairs + 2*m.Experts + m.Experts/32 + 1)
 }
 
 // moe lists what adds a mixture layer's output to the residual stream.
 func (p *planner) moe(st stepShape, l layerWeights) []node {
 	d, s, b, m := p.device, p.shape, p.buffers, st.tokens
 	if m <= gemvRows && !s.Deterministic && s.MaxVerify == 0 { // the sums of moe_down follow the step's experts: drafts would change bits
-		return nodesOf(moeRouterOp(d, s, b, p.next(l), m, true), moeGateUpOp(d, s, b, l, m), moeDownOp(d, s, b, l, m))
+		class := 1
+		for class < m { // warps share tokens evenly
+			class *= 2
+		}
+		return nodesOf(moeRouterOp(s, b, l, m, class), moeGateUpOp(d, s, b, l, m), moeDownOp(d, s, b, l, m))
 	}
 	var nodes []node
 	if m <= moeSortTokens || s.Deterministic {
-		nodes = nodesOf(moeRouterOp(d, s, b, l, m, false))
+		nodes = nodesOf(moeRouterOp(s, b, l, m, gemvRows))
 	} else {
 		nodes = append(nodesOf(rmsnormOp(d, s, b, l.Norm2, m)),
 			p.blas(driver.GEMM{Name: "gemm_router", M: m, N: s.MoE.Experts, K: s.Hidden, W: l.Router, X: b.XN, Y: b.MoE.Logits, F32: true})...)
-		nodes = append(nodes, nodesOf(moeTopKOp(s, b, l, m))...)
 	}
-	nodes = append(nodes, nodesOf(moeSortOp(s, b, m))...)
+	nodes = append(nodes, nodesOf(moeTopKOp(s, b, l, m), moeSortOp(s, b, m))...)
 	if m > moeSortTokens {
 		nodes = append(nodes, nodesOf(moePermuteOp(s, b, m))...)
 	}
@@ -168,55 +169,39 @@ func (p *planner) moe(st stepShape, l layerWeights) []node {
 		moeCombineOp(s, b, m))...)
 }
 
-// moeAhead is how much of the next layer's first weight is brought to the L2 while moe_router leaves the memory idle.
-const moeAhead = 16 << 20
-
-// next adds to l which weight is read first after its layer.
-func (p *planner) next(l layerWeights) layerWeights {
-	if p.noAhead {
-		return l
-	}
-	if l.Next = p.buffers.Head.Data; l.Layer+1 < len(p.layers) {
-		l.Next = p.layers[l.Layer+1].WQKV.Data
-	}
-	l.NextBytes = int64(p.shape.qkvDim()) * int64(p.shape.Hidden) * bf16Bytes // the head is larger
-	return l
-}
-
 // moeRouterParams mirrors Params of moe_router.cu.
 type moeRouterParams struct {
-	X, Gamma, W, TokSlot, TokPos, XN, Routing, Expert, Weight, Pair, Ahead ptr
-	Tokens, Layer                                                          int32
-	AheadBytes, _                                                          uint32
+	X, Gamma, W, XN, Logits ptr
+	Tokens, _               int32
 }
 
-// moeRouterOp: xn = norm(x), and the experts of m tokens: their routing if deal is set, which up to gemvRows tokens allow, else their choices.
-func moeRouterOp(d device, s shape, b *buffers, l layerWeights, m int, deal bool) op {
-	p := moeRouterParams{X: b.X, Gamma: l.Norm2, W: l.Router, TokSlot: b.TokSlot, TokPos: b.TokPos, XN: b.XN, Routing: b.MoE.Routing, Expert: b.MoE.Expert,
-		Weight: b.MoE.Weight, Pair: b.MoE.Pair, Tokens: int32(m), Layer: int32(l.Layer)}
-	experts, class, ctas, flag := s.MoE.Experts, gemvRows, ceilDiv(m, gemvRows)*moeRouterCTAs, 0
-	if deal {
-		flag, class = 1, 1
-		for class < m { // warps share tokens evenly
-			class *= 2
-		}
-		if p.Ahead = l.Next; p.Ahead != 0 {
-			ctas = d.SMs / moeRouterCTAs * moeRouterCTAs
-			share := 16 * (ctas - moeRouterCTAs)
-			p.AheadBytes = uint32(int(min(l.NextBytes, moeAhead)) / share * share)
-		}
-	}
-	shared := moeThreads/32*(ceilDiv(class, 8)*16*8*4+4) + gemvRows*experts*4 + experts*8 + gemvRows*s.MoE.TopK*8 + (experts/32+1)*4 // struct Shared of moe_router.cu
-	return op{Name: "moe_router", Unit: unit{"moe_router.cu", "moe_router", s.MoE.defines(" DEAL=%d M=%d", flag, class)}, Grid: [3]int{ctas, 1, 1}, Block: moeThreads,
-		Cluster: moeRouterCTAs, Smem: pad(shared, 16) + min(m, gemvRows)*(s.Hidden+32)*bf16Bytes + 64, PDL: true, Params: paramBytes(&p),
-		Bytes: int64(experts+2*m) * int64(s.Hidden) * bf16Bytes, FLOPs: 2 * int64(m) * int64(experts) * int64(s.Hidden)}
+// moeRouterOp: xn = norm(x), and the router's logits of m tokens, class of them at a time: 1, 2, 4, 8 or 16. Sums of a norm follow the class.
+func moeRouterOp(s shape, b *buffers, l layerWeights, m, class int) op {
+	p := moeRouterParams{X: b.X, Gamma: l.Norm2, W: l.Router, XN: b.XN, Logits: b.MoE.Logits, Tokens: int32(m)}
+	shared := moeThreads / 32 * (ceilDiv(class, 8)*16*8*4 + 4) // struct Shared of moe_router.cu
+	return op{Name: "moe_router", Unit: unit{"moe_router.cu", "moe_router", s.MoE.defines(" M=%d", class)}, Grid: [3]int{ceilDiv(m, class) * ceilDiv(s.MoE.Experts, 16), 1, 1},
+		Block: moeThreads, Smem: shared + min(m, class)*(s.Hidden+32)*bf16Bytes, PDL: true, Params: paramBytes(&p),
+		Bytes: int64(s.MoE.Experts+2*m) * int64(s.Hidden) * bf16Bytes, FLOPs: 2 * int64(m) * int64(s.MoE.Experts) * int64(s.Hidden)}
+}
+
+// moeTokens mirrors Tokens of moe.cuh.
+type moeTokens struct {
+	Logits, Slot, Position ptr
+	Count, Layer           int32
+}
+
+func newMoETokens(b *buffers, l layerWeights, m int) moeTokens {
+	return moeTokens{Logits: b.MoE.Logits, Slot: b.TokSlot, Position: b.TokPos, Count: int32(m), Layer: int32(l.Layer)}
 }
 
 // moeGateUpParams mirrors Params of moe_gate_up.cu.
 type moeGateUpParams struct {
-	W, XN, Routing, Act ptr
-	Tokens, _           int32
+	W, XN, Act ptr
+	Tokens     moeTokens
 }
+
+// moeBlocks is how many blocks of 16 rows a CTA of moe_gate_up works on at once.
+const moeBlocks = 2
 
 // moeGateUpOp: act[pair] = weight * silu(gate) * up.
 func moeGateUpOp(d device, s shape, b *buffers, l layerWeights, m int) op {
@@ -224,32 +209,24 @@ func moeGateUpOp(d device, s shape, b *buffers, l layerWeights, m int) op {
 	if s.MoE.Inter%(8*moeBlocks) == 0 {
 		blocks = moeBlocks
 	}
-	return moeGateUpBlocks(d, s, b, l, m, blocks)
-}
-
-// moeGateUpBlocks is moeGateUpOp with blocks of 16 rows that a CTA works on at once.
-func moeGateUpBlocks(d device, s shape, b *buffers, l layerWeights, m, blocks int) op {
 	tiles, units := ceilDiv(m, 8), ceilDiv(s.MoE.Inter, 8*blocks)
-	smem := 2*moeThreads/32*blocks*tiles*16*8*4 + int(routingBytes(s.MoE)) + m*(s.Hidden+32)*bf16Bytes + 64 // struct Shared of moe_gate_up.cu
-	p := moeGateUpParams{W: l.WGU.Data, XN: b.XN, Routing: b.MoE.Routing, Act: b.Act, Tokens: int32(m)}
+	smem := 2*moeThreads/32*blocks*tiles*16*8*4 + pad(dealingBytes(s.MoE), 16) + m*(s.Hidden+32)*bf16Bytes // struct Shared of moe_gate_up.cu
+	p := moeGateUpParams{W: l.WGU.Data, XN: b.XN, Act: b.Act, Tokens: newMoETokens(b, l, m)}
 	return op{Name: "moe_gate_up", Unit: unit{"moe_gate_up.cu", "moe_gate_up", s.MoE.defines(" BLOCKS=%d M=%d", blocks, pad(m, 8))},
 		Grid: [3]int{min(d.SMs, min(s.MoE.Experts, m*s.MoE.TopK)*units), 1, 1}, Block: moeThreads, Smem: max(moeSmem, smem), PDL: true, Params: paramBytes(&p),
 		Bytes: int64(s.MoE.distinct(m)*float64(s.expertBytes())*2/3) + int64(m)*int64(s.Hidden+s.MoE.TopK*s.MoE.Inter)*bf16Bytes,
 		FLOPs: 4 * int64(m) * int64(s.MoE.TopK) * int64(s.MoE.Inter) * int64(s.Hidden)}
 }
 
-// moeBlocks is how many blocks of 16 rows a CTA of moe_gate_up works on at once.
-const moeBlocks = 2
-
 // moeDownParams mirrors Params of moe_down.cu.
 type moeDownParams struct {
-	W, Act, Routing, X ptr
-	Tokens, _          int32
+	W, Act, X ptr
+	Tokens    moeTokens
 }
 
 // moeDownOp: x[token] += act[pair] wᵀ over the token's pairs.
 func moeDownOp(d device, s shape, b *buffers, l layerWeights, m int) op {
-	p := moeDownParams{W: l.WDown.Data, Act: b.Act, Routing: b.MoE.Routing, X: b.X, Tokens: int32(m)}
+	p := moeDownParams{W: l.WDown.Data, Act: b.Act, X: b.X, Tokens: newMoETokens(b, l, m)}
 	return op{Name: "moe_down", Unit: unit{"moe_down.cu", "moe_down", s.MoE.defines(" M=%d", pad(m, 8))}, Grid: [3]int{min(d.SMs, ceilDiv(s.Hidden, 16)), 1, 1},
 		Block: moeThreads, PDL: true, Params: paramBytes(&p),
 		Bytes: int64(s.MoE.distinct(m)*float64(s.expertBytes())/3) + int64(m)*int64(2*s.Hidden+s.MoE.TopK*s.MoE.Inter)*bf16Bytes,

@@ -133,7 +133,6 @@ func Open(cfg *model.Config, w *weights.Store, o backend.Options) (*Backend, err
 // settings are what only tests change.
 type settings struct {
 	noPDL    bool
-	noAhead  bool // moe_router brings nothing to the L2
 	blasOnly bool // products of more than 16 tokens are all cuBLASLt's, none gemm_sm90's
 	stamps   bool // kernels note when they began: see timeline_test.go
 	delays   int  // nanoseconds at most that warps sleep where kernels meet: see races_test.go
@@ -196,11 +195,17 @@ func (b *Backend) open(cfg *model.Config, w *weights.Store, o backend.Options, s
 		return err
 	}
 	workPlaces := workArena(b.device, s, &b.buffers)
+	if cfg.DraftHead != nil {
+		if b.head, err = planDraftHead(cfg.DraftHead, w, b.device, s, &b.buffers); err != nil {
+			return err
+		}
+		s.DraftPageBytes = b.head.layer.shape.pageBytes()
+	}
 	free, total, err := b.context.Memory()
 	if err != nil {
 		return err
 	}
-	if s.NumPages, err = sizePages(s, o, weightPlaces.size, workPlaces.size, free, total); err != nil {
+	if s.NumPages, err = sizePages(s, o, weightPlaces.size+b.head.weightBytes(), workPlaces.size+b.head.workBytes(), free, total); err != nil {
 		return err
 	}
 	b.shape = s
@@ -222,11 +227,12 @@ func (b *Backend) open(cfg *model.Config, w *weights.Store, o backend.Options, s
 	if err := b.openPinned(); err != nil {
 		return err
 	}
-	b.planner = &planner{device: b.device, shape: s, buffers: &b.buffers, layers: layers, noPDL: set.noPDL, noAhead: set.noAhead, blasOnly: set.blasOnly}
+	b.planner = &planner{device: b.device, shape: s, buffers: &b.buffers, layers: layers, noPDL: set.noPDL, blasOnly: set.blasOnly}
 	copied := b.buffers
 	copied.Plan = [2]ptr{copied.PlanCopy, copied.PlanCopy}
-	b.copied = &planner{device: b.device, shape: s, buffers: &copied, layers: layers, noPDL: set.noPDL, noAhead: set.noAhead, blasOnly: set.blasOnly}
+	b.copied = &planner{device: b.device, shape: s, buffers: &copied, layers: layers, noPDL: set.noPDL, blasOnly: set.blasOnly}
 	b.planner.large, b.copied.large = set.large, set.large
+	b.planner.captures, b.copied.captures = b.head, b.head
 	b.compiler = newCompiler(b.device, s, openCache(set.cacheDir))
 	if set.stamps || trace.Stamps.Load() {
 		b.compiler.defines = append(b.compiler.defines, "STAMPS=1")
@@ -266,7 +272,13 @@ func (b *Backend) open(cfg *model.Config, w *weights.Store, o backend.Options, s
 	b.info.BF16FLOPs, b.info.FP8FLOPs = bf16FLOPs, fp8FLOPs
 	s.MoE.info(&b.info, s)
 	b.slots = make([]slot, s.MaxRows)
+	b.info.DraftHead = b.head != nil
 	b.checker = backend.NewChecker(b.info)
+	if b.head != nil {
+		if err := b.head.open(b, set); err != nil {
+			return err
+		}
+	}
 	if err := b.decodeGraphs(); err != nil {
 		return err
 	}

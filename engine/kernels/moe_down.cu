@@ -6,7 +6,8 @@
 // A CTA has 16 rows of every expert: k runs over all experts' columns, one behind the other, and the warps take steps of 64 in turn. The columns
 // of B are the step's tokens, zeros where a token has not this expert, so that one accumulator sums over experts in ascending order and
 // nothing is left to combine but the warps' sums, in warp order.
-// The routing is read and the first weights are asked for before the wait: moe_router, which wrote it, ended before moe_gate_up let this kernel start.
+// Tokens are dealt and the first weights are asked for before the wait: moe_router, which wrote the logits, ended before moe_gate_up let this kernel
+// start.
 #include "moe.cuh"
 
 #ifndef M
@@ -17,9 +18,8 @@
 struct Params {
 	const bf16* w;    // [EXPERTS, HIDDEN, MOE_INTER]
 	const bf16* act;  // [pairs, MOE_INTER]
-	const Routing* routing;
-	bf16* x;  // [tokens, HIDDEN]
-	i32 tokens, pad;
+	bf16* x;          // [tokens, HIDDEN]
+	Tokens tokens;
 };
 
 constexpr int WARPS = THREADS / 32, TILES = M / 8, K = MOE_INTER;
@@ -31,8 +31,7 @@ static_assert(HIDDEN >= 16, "fewer rows than a block");
 
 struct Shared {
 	float sum[WARPS][TILES][16][8];
-	i32 expert[SMALL_EXPERTS], first[SMALL_EXPERTS];
-	u32 mask[SMALL_EXPERTS];
+	Dealing dealing;
 };
 
 // first_row is a block's first row; the last block reaches back to stay inside w and drops what the one before makes.
@@ -42,17 +41,12 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) moe_down(const __grid_c
 	__shared__ Shared sh;
 	const int tid = threadIdx.x, lane = tid & 31, warp = tid >> 5, g = lane >> 2, t = lane & 3;
 	PDL_LAUNCH();
-	const int experts = (i32)ld4_l2(&p.routing->experts);
-	for (int i = tid; i < SMALL_EXPERTS; i += THREADS) {
-		sh.expert[i] = (i32)ld4_l2(p.routing->expert + i);
-		sh.first[i] = (i32)ld4_l2(p.routing->first + i);
-		sh.mask[i] = ld4_l2(p.routing->mask + i);
-	}
-	__syncthreads();
-	const int total = experts * STEPS, steps = total > warp ? ceil_div(total - warp, WARPS) : 0;  // the warp's: warp, warp + WARPS, ...
+	deal(p.tokens, sh.dealing);
+	const Routing& routing = sh.dealing.routing;
+	const int total = routing.experts * STEPS, steps = total > warp ? ceil_div(total - warp, WARPS) : 0;  // the warp's: warp, warp + WARPS, ...
 	auto load_w = [&](uint4(&dst)[4], int block, int step) {
 		const int s = warp + step * WARPS, slot = s / STEPS, k = (s - slot * STEPS) * 64 + t * 8;
-		const bf16* row = p.w + ((size_t)sh.expert[slot] * HIDDEN + first_row(block) + g) * K + k;
+		const bf16* row = p.w + ((size_t)routing.expert[slot] * HIDDEN + first_row(block) + g) * K + k;
 #pragma unroll
 		for (int i = 0; i < 4; i++) {
 			dst[i] = make_uint4(0, 0, 0, 0);
@@ -61,13 +55,13 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) moe_down(const __grid_c
 	};
 	auto load_x = [&](uint4(&dst)[TILES][2], int step) {
 		const int s = warp + step * WARPS, slot = s / STEPS, k = (s - slot * STEPS) * 64 + t * 8;
-		const u32 mask = sh.mask[slot];
+		const u32 mask = routing.mask[slot];
 #pragma unroll
 		for (int i = 0; i < TILES; i++) {
 			dst[i][0] = dst[i][1] = make_uint4(0, 0, 0, 0);
 			const int token = 8 * i + g;
 			if (!(mask >> token & 1)) continue;
-			const bf16* from = p.act + (size_t)(sh.first[slot] + __popc(mask & ((1u << token) - 1))) * K + k;
+			const bf16* from = p.act + (size_t)(routing.first[slot] + __popc(mask & ((1u << token) - 1))) * K + k;
 			if (K % 64 == 0 || k < K) dst[i][0] = ld16_l2(from);
 			if (K % 64 == 0 || k + 32 < K) dst[i][1] = ld16_l2(from + 32);
 		}
@@ -116,7 +110,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) moe_down(const __grid_c
 		}
 		// Thread i finishes row i % 16 of token i / 16, and what it adds to is on its way while the warps meet.
 		const int m = tid / 16, row = first_row(block) + tid % 16;
-		const bool owner = tid < 16 * M && m < p.tokens && row >= block * 16;
+		const bool owner = tid < 16 * M && m < p.tokens.count && row >= block * 16;
 		float value = 0.f;
 		if (owner) value = to_float(bf16{ld2(p.x + (size_t)m * HIDDEN + row)});
 		__syncthreads();

@@ -6,7 +6,9 @@
 // is needed. Bound by memory.
 // The scheme is gemv_mma's: 16 BLOCKS rows of an expert at a time go through registers as A; its tokens' rows of xn, in shared memory, are B.
 // Units are strided over CTAs. The pair's weight is multiplied in before the one rounding, so that moe_down only adds.
-// The next kernel may start only after this one's wait: moe_down reads the routing, which the kernel before this one wrote, ahead of its own.
+// Until the wait returns nothing is known of the experts, and the memory is idle. To bring a part of the next layer's first weight to L2 meanwhile was
+// slower (docs/perf-log.md).
+// The next kernel may start only after this one's wait: moe_down reads the logits, which the kernel before this one wrote, ahead of its own.
 #include "moe.cuh"
 
 #if !defined(M) || !defined(BLOCKS)
@@ -17,9 +19,8 @@
 struct Params {
 	const bf16* w;   // [EXPERTS, 2 MOE_INTER, HIDDEN]
 	const bf16* xn;  // [tokens, HIDDEN]
-	const Routing* routing;
-	bf16* act;  // [pairs, MOE_INTER]
-	i32 tokens, pad;
+	bf16* act;       // [pairs, MOE_INTER]
+	Tokens tokens;
 };
 
 constexpr int WARPS = THREADS / 32, TILES = M / 8, K = HIDDEN, N = 2 * MOE_INTER;
@@ -36,10 +37,9 @@ static_assert(N % UNIT_ROWS == 0, "a unit is one expert's");
 
 struct Shared {
 	float sum[2][WARPS][BLOCKS][TILES][16][8];  // two units: one barrier a unit is enough
-	Routing routing;
-	bf16 x[1];  // [tokens][PITCH]
+	Dealing dealing;
+	alignas(16) bf16 x[1];  // [tokens][PITCH]
 };
-static_assert(sizeof(Routing) % 16 == 0, "copied 16 bytes at a time");
 
 DEVICE float silu(float v) { return __fdividef(v, 1.f + __expf(-v)); }
 
@@ -52,9 +52,16 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) moe_gate_up(const __gri
 	PDL_WAIT();
 	PDL_LAUNCH();
 
-	const int units = (i32)ld4_l2(&p.routing->experts) * UNITS;
-	const i32 first_expert = (i32)ld4_l2(p.routing->expert + min(first / UNITS, SMALL_EXPERTS - 1));
-	if (first >= units) return;
+	for (int i = tid; i < p.tokens.count * (K / 8); i += THREADS)
+		cp_async16(smem_addr(sh.x + i / (K / 8) * PITCH + i % (K / 8) * 8), p.xn + (size_t)i * 8, true);
+	cp_async_commit();
+	deal(p.tokens, sh.dealing);
+	const Routing& routing = sh.dealing.routing;
+	const int units = routing.experts * UNITS;
+	if (first >= units) {
+		cp_async_wait<0>();
+		return;
+	}
 	auto valid = [&](int step) { return WHOLE || (step < STEPS && k_lane + step * 32 < K); };  // else zeros
 	auto load_w = [&](uint4(&dst)[BLOCKS][2], const bf16* row, int step) {
 #pragma unroll
@@ -66,30 +73,27 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) moe_gate_up(const __gri
 	const bf16* w_lane = p.w + (size_t)g * K + k_lane;
 	auto unit_rows = [&](int expert, int unit) { return w_lane + ((size_t)expert * N + unit % UNITS * UNIT_ROWS) * K; };
 	uint4 w[DEPTH][BLOCKS][2];
-	const bf16* here = unit_rows(first_expert, first);
+	const bf16* here = unit_rows(routing.expert[first / UNITS], first);
 #pragma unroll
 	for (int d = 0; d < DEPTH; d++) load_w(w[d], here + d * 32, d);
 
-	for (int i = tid; i < (int)sizeof(Routing) / 16; i += THREADS)
-		reinterpret_cast<uint4*>(&sh.routing)[i] = ld16_l2(reinterpret_cast<const uint4*>(p.routing) + i);
-	for (int i = tid; i < p.tokens * (K / 8); i += THREADS)
-		st16(sh.x + i / (K / 8) * PITCH + i % (K / 8) * 8, ld16_l2(p.xn + (size_t)i * 8));
+	cp_async_wait<0>();
 	__syncthreads();
 
 	int parity = 0;
 	for (int unit = first; unit < units; unit += stride, parity ^= 1) {
-		const int slot = unit / UNITS, pairs = __popc(sh.routing.mask[slot]), pair = sh.routing.first[slot];
+		const int slot = unit / UNITS, pairs = __popc(routing.mask[slot]), pair = routing.first[slot];
 		const int next_unit = unit + stride;
 		const bf16* x_row[TILES];
 #pragma unroll
-		for (int i = 0; i < TILES; i++) x_row[i] = sh.x + sh.routing.token[pair + min(8 * i + g, pairs - 1)] * PITCH + k_lane;
+		for (int i = 0; i < TILES; i++) x_row[i] = sh.x + routing.token[pair + min(8 * i + g, pairs - 1)] * PITCH + k_lane;
 		float c[BLOCKS][TILES][4] = {};
 #pragma unroll 1
 		for (int round = 0; round < ROUNDS; round++) {
 			const bool last = round + 1 == ROUNDS;
 			const bool more = !last || next_unit < units;
 			const bf16* next = here + DEPTH * 32;
-			if (last) next = unit_rows(sh.routing.expert[min(next_unit / UNITS, SMALL_EXPERTS - 1)], next_unit);
+			if (last) next = unit_rows(routing.expert[min(next_unit / UNITS, SMALL_EXPERTS - 1)], next_unit);
 			const int next_step = last ? 0 : (round + 1) * DEPTH;
 #pragma unroll
 			for (int d = 0; d < DEPTH; d++) {
@@ -132,7 +136,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) moe_gate_up(const __gri
 				gate += sh.sum[parity][j][r / 8][m / 8][r % 8][m % 8];
 				up += sh.sum[parity][j][r / 8][m / 8][r % 8 + 8][m % 8];
 			}
-			p.act[(size_t)(pair + m) * MOE_INTER + unit % UNITS * OUT + r] = to_bf16(sh.routing.weight[pair + m] * silu(gate) * up);
+			p.act[(size_t)(pair + m) * MOE_INTER + unit % UNITS * OUT + r] = to_bf16(routing.weight[pair + m] * silu(gate) * up);
 		}
 	}
 }

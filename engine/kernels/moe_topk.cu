@@ -17,15 +17,11 @@ struct Params {
 };
 
 extern "C" __global__ void __launch_bounds__(THREADS) moe_topk(const __grid_constant__ Params p) {
-	const int lane = threadIdx.x & 31, token = blockIdx.x * (THREADS / 32) + (threadIdx.x >> 5);
+	const int token = blockIdx.x * (THREADS / 32) + (threadIdx.x >> 5);
 	PDL_LAUNCH();
 	PDL_WAIT();
 	if (token >= p.tokens) return;
 	const i32 slot = p.tok_slot[token];
-	float v[PER_LANE];
-#pragma unroll
-	for (int i = 0; i < PER_LANE; i++) v[i] = i * 32 + lane < EXPERTS ? p.logits[(size_t)token * EXPERTS + i * 32 + lane] : 0.f;
-	Choice mine = choose(v);
-	if (UNIFORM) mine.expert = uniform_expert(slot, p.tok_pos[token], p.layer);
+	const Choice mine = choice_of(p.logits + (size_t)token * EXPERTS, slot, p.tok_pos[token], p.layer);
 	store_choices(mine, slot, token, p.expert, p.weight, p.pair);
 }

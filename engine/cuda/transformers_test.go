@@ -4,9 +4,11 @@ package cuda
 
 import (
 	"encoding/binary"
+	"fmt"
 	"math"
 	"os"
 	"path/filepath"
+	"slices"
 	"testing"
 
 	"github.com/stretchr/testify/assert"
@@ -23,6 +25,7 @@ type reference struct {
 	sequences, length, vocabulary int
 	tokens                        []int32
 	f32, bf16                     []float32 // logits of the model computed in these types
+	margin                        []float32 // of each position: how far the router's logits, in float32, were from taking another expert; infinite without experts
 }
 
 func readReference(t *testing.T, path string) *reference {
@@ -37,19 +40,30 @@ func readReference(t *testing.T, path string) *reference {
 	for range r.sequences * r.length {
 		r.tokens = append(r.tokens, int32(u32()))
 	}
-	for _, to := range []*[]float32{&r.f32, &r.bf16} {
-		for range r.sequences * r.length * r.vocabulary {
-			*to = append(*to, math.Float32frombits(u32()))
+	for _, part := range []struct {
+		to     *[]float32
+		values int // of a position
+	}{{&r.f32, r.vocabulary}, {&r.bf16, r.vocabulary}, {&r.margin, 1}} {
+		for range r.sequences * r.length * part.values {
+			*part.to = append(*part.to, math.Float32frombits(u32()))
 		}
 	}
 	require.Empty(t, data)
 	return r
 }
 
+// expertTie is how near two experts' logits are where another order of sums, or another rounding, may take the other one. Router logits are about
+// 1.4 in size, and those of transformers in bfloat16 lie 0.012 (rms) from float32's in the second of the two layers, so that the difference of two
+// moves by 0.017: this is three times as much. It holds for a tenth of the positions, of which a tenth again really take another expert.
+const expertTie = 0.05
+
 // TestTransformers holds every family to Hugging Face transformers on 2,000 teacher-forced positions (1,024 of qwen2-yarn, whose context is
 // short) of small checkpoints that have learnt some English. From transformers' float32 computation the Kullback-Leibler divergence is at most 1e-3, the
-// likeliest token is the same on at least 99 % of positions, and where it is not, the two are within 0.1 of a tie. A mixture has ties of its own, between
-// experts, and a token that takes another one is not close: it has to be better than transformers in bfloat16.
+// likeliest token is the same on at least 99 % of positions, and where it is not, the two are within 0.1 of a tie.
+//
+// A mixture is held to the same where float32 is not near a tie between experts. A token that takes another expert is right in its way, but not
+// close: transformers' own bfloat16 has gaps of 0.6 there, and 5 to 30 such tokens make two thirds of the divergence of all 2,000, which so differs by
+// three times between two of its implementations of attention. Of the near ties most fall as in float32, and the median shows it.
 //
 //	python3 engine/cuda/testdata/reference.py /tmp/reference
 //	TOKAMAK_REFERENCE=/tmp/reference go test -tags cuda -run TestTransformers -v ./engine/cuda
@@ -69,7 +83,7 @@ func TestTransformers(t *testing.T) {
 			defer w.Close()
 			r := readReference(t, path+".bin")
 			b := openTest(t, cfg, w, backend.Options{MaxRows: 8, MaxTokens: 256, MaxContext: min(256, cfg.MaxPositions), NumPages: 64, PageSize: 64}, settings{})
-			compareTransformers(t, r, forced(t, b, r), cfg.NumExperts > 0)
+			compareTransformers(t, r, forced(t, b, r))
 		})
 	}
 }
@@ -111,37 +125,53 @@ func forced(t *testing.T, b *Backend, r *reference) []float32 {
 
 // agreement is how one computation compares with the float32 one.
 type agreement struct {
-	kl, top1 float64 // mean divergence, nats; share of positions with the same likeliest token
-	gap      float64 // the most that float32 prefers its own choice where they differ
+	positions  int
+	kl, median float64 // divergence, nats: mean and median
+	top1       float64 // share of positions with the same likeliest token
+	gap        float64 // the most that float32 prefers its own choice where they differ
 }
 
-func (r *reference) compare(got []float32) (a agreement) {
-	positions, same := r.sequences*r.length, 0
-	for i := range positions {
+// compare looks at the positions that are near a tie between experts, or at all others.
+func (r *reference) compare(got []float32, ties bool) (a agreement) {
+	var divergences []float64
+	same := 0
+	for i, margin := range r.margin {
+		if margin < expertTie != ties {
+			continue
+		}
 		want, mine := r.f32[i*r.vocabulary:][:r.vocabulary], got[i*r.vocabulary:][:r.vocabulary]
-		a.kl += divergence(want, mine) / float64(positions)
+		d := divergence(want, mine)
+		divergences = append(divergences, d)
+		a.kl += d
 		if best, other := argmax(want), argmax(mine); best == other {
 			same++
 		} else {
 			a.gap = max(a.gap, float64(want[best]-want[other]))
 		}
 	}
-	a.top1 = float64(same) / float64(positions)
+	if a.positions = len(divergences); a.positions == 0 {
+		return a
+	}
+	slices.Sort(divergences)
+	a.kl, a.median, a.top1 = a.kl/float64(a.positions), divergences[a.positions/2], float64(same)/float64(a.positions)
 	return a
 }
 
-func compareTransformers(t *testing.T, r *reference, got []float32, experts bool) {
-	mine, plain := r.compare(got), r.compare(r.bf16)
-	t.Logf("%d positions against float32: KL %.2e, top-1 agrees on %.2f %%, largest gap of a disagreement %.3f; transformers in bfloat16: %.2e, %.2f %%, %.3f",
-		r.sequences*r.length, mine.kl, 100*mine.top1, mine.gap, plain.kl, 100*plain.top1, plain.gap)
+func (a agreement) String() string {
+	return fmt.Sprintf("KL %.2e (median %.1e), top-1 agrees on %.2f %%, largest gap of a disagreement %.3f", a.kl, a.median, 100*a.top1, a.gap)
+}
+
+func compareTransformers(t *testing.T, r *reference, got []float32) {
+	mine := r.compare(got, false)
+	t.Logf("%d positions against float32: %v; transformers in bfloat16: %v", mine.positions, mine, r.compare(r.bf16, false))
+	require.Greater(t, mine.positions, len(r.margin)/2, "more ties than not")
 	assert.Less(t, mine.kl, 1e-3, "divergence")
-	if experts {
-		assert.Less(t, mine.kl, plain.kl, "divergence")
-		assert.GreaterOrEqual(t, mine.top1, plain.top1, "top-1 agreement")
-		return
-	}
 	assert.GreaterOrEqual(t, mine.top1, 0.99, "top-1 agreement")
 	assert.Less(t, mine.gap, 0.1, "a disagreement is nearly a tie")
+	if ties := r.compare(got, true); ties.positions > 0 {
+		t.Logf("%d positions near a tie between experts: %v; transformers in bfloat16: %v", ties.positions, ties, r.compare(r.bf16, true))
+		assert.Less(t, ties.median, 1e-3, "divergence near ties")
+	}
 }
 
 func argmax(l []float32) int {

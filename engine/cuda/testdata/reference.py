@@ -2,8 +2,10 @@
 
 OUT/<family>/ is fixtures/tinymodel/<family> trained for a minute to go on with the text of docs/, a token a character: random weights give flat
 distributions, whose likeliest token is a matter of rounding. It is made once; then OUT/<family>.bin: i32 sequences, length, vocabulary; i32 tokens
-[sequences][length]; logits after each token, f32 [sequences][length][vocabulary], computed in float32 and again in bfloat16. On the GPU if there is
-one. Run from the repository's root: python3 engine/cuda/testdata/reference.py /tmp/reference
+[sequences][length]; logits after each token, f32 [sequences][length][vocabulary], computed in float32 and again in bfloat16; how near the float32 model
+was to taking another expert, f32 [sequences][length]: the least difference, over the layers, of the router's logits of the last expert taken and the
+first left out, infinite where there are no experts. On the GPU if there is one. Run from the repository's root:
+python3 engine/cuda/testdata/reference.py /tmp/reference
 """
 import collections
 import glob
@@ -58,16 +60,34 @@ def train(family, path):
     np.save(os.path.join(path, "tokens.npy"), pieces(ids, SEQUENCES, length, random).cpu().numpy().astype(np.int32))
 
 
+def margins(model, run):
+    """run's result, and what it leaves between each token's last expert taken and the first left out."""
+    least = torch.tensor(float("inf"), device=device)
+
+    def see(module, _, out):
+        nonlocal least
+        best = out[0].float().topk(module.top_k + 1).values
+        least = torch.minimum(least, best[:, -2] - best[:, -1])
+
+    hooks = [m.register_forward_hook(see) for n, m in model.named_modules() if n.endswith("mlp.gate")]
+    result = run()
+    for hook in hooks:
+        hook.remove()
+    return result, least
+
+
 def reference(family, path):
-    logits, tokens = [], np.load(os.path.join(path, "tokens.npy"))
+    logits, least, tokens = [], [], np.load(os.path.join(path, "tokens.npy"))
     for dtype in [torch.float32, torch.bfloat16]:
         model = AutoModelForCausalLM.from_pretrained(path, dtype=dtype, attn_implementation="eager").to(device).eval()
         with torch.no_grad():
-            logits.append(model(torch.tensor(tokens, dtype=torch.long, device=device)).logits.float())
+            got, margin = margins(model, lambda: model(torch.tensor(tokens, dtype=torch.long, device=device)).logits.float())
+            logits.append(got)
+            least.append(margin.expand(tokens.size))
     with open(os.path.join(out, family + ".bin"), "wb") as f:
         f.write(np.array([*tokens.shape, model.config.vocab_size], dtype=np.int32).tobytes())
         f.write(tokens.tobytes())
-        for l in logits:
+        for l in [*logits, least[0]]:
             f.write(np.ascontiguousarray(l.cpu().numpy(), dtype=np.float32).tobytes())
     p, q = (torch.log_softmax(l, -1) for l in logits)
     best, other = p.argmax(-1), q.argmax(-1)

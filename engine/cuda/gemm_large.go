@@ -105,9 +105,10 @@ type largeCall struct {
 	params largeParams
 }
 
-// callLarge is the product of x, normed already, on gemm_large_sm90.
+// callLarge is the product of x, normed already, on gemm_large_sm90. x has room for whole tiles of tokens: a copy that is cut at the end of the matrix
+// takes a third longer (docs/perf-log.md).
 func (l linear) callLarge(d device, t largeTile, w, x ptr, p largeParams) *largeCall {
-	p.W, p.X, p.Tokens = tensorMap(w, l.n, l.k, t.rows/2), tensorMap(x, l.m, l.k, largeTokens/2/t.wide), int32(l.m)
+	p.W, p.X, p.Tokens = tensorMap(w, l.n, l.k, t.rows/2), tensorMap(x, pad(l.m, largeTokens), l.k, largeTokens/2/t.wide), int32(l.m)
 	return &largeCall{linear: l, tile: t, device: d, params: p}
 }
 

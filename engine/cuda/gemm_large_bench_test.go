@@ -46,7 +46,11 @@ func BenchmarkLarge(b *testing.B) {
 	tilesOf := func(l linear) []largeTile { // the best without its lead too, and clusters of four
 		best := l.largeTile(r.device)
 		best.lead = 0
-		return slices.Compact(append(l.largeTiles(r.device), best, largeTile{256, 1, 2, largeLead}))
+		tiles := append(l.largeTiles(r.device), best, largeTile{256, 1, 2, largeLead})
+		if rows := pad(ceilDiv(l.n, 2*max(1, gemmCTAs(r.device, 4)/4/ceilDiv(l.m, largeTokens))), 16); rows < 256 {
+			tiles = append(tiles, largeTile{rows, 1, 2, largeLead}) // a tile for each cluster
+		}
+		return slices.Compact(tiles)
 	}
 	products := func(m int) []linear { return []linear{s.qkv(m), s.o(m), s.gateUp(m), s.down(m)} }
 	ops := []op{siluMulOp(r.device, s, &buffers{}, 1)}

@@ -1,6 +1,6 @@
 // gemm_large_sm90: y[m] = epilogue(x[m] W^T) for many tokens: tensor copies (TMA) feed warpgroup products (wgmma), tile after tile.
 //
-// Shapes: W [N, K] bf16 row-major, x [M, K], y [M, OUTPUTS]. A cluster of two CTAs makes ROWS outputs of 256 tokens: each CTA 128 tokens, 64 a
+// Shapes: W [N, K] bf16 row-major, x [M, K] with room for whole tiles of tokens, y [M, OUTPUTS]. A cluster of two CTAs makes ROWS outputs of 256 tokens: each CTA 128 tokens, 64 a
 // warpgroup. Grid: as many clusters as run at once; each takes tiles one by one, and tiles that run at the same time lie in a square, so that W
 // and x come from L2 most of the time. 384 threads: two warpgroups that multiply, one of which a thread copies. With SPLIT, where there are too few
 // tiles, four CTAs are a cluster and have one tile: two multiply the first half of K and two the second, and each finishes half of the rows. With
@@ -97,6 +97,16 @@ struct Ring {
 	}
 };
 
+// prefetch_residual brings a part of what the tile is added to the L2 at each of its steps: all CTAs end their tiles at the same time.
+DEVICE void prefetch_residual(const Params& p, const Walk& at) {
+	constexpr int STEPS_ = STEPS / SPLIT, TOGETHER = ceil_div(TOKENS, STEPS_);  // tokens a step
+	const int row = at.row + at.part * SHARE, columns = min(SHARE, N - row);
+	for (int i = 0; i < TOGETHER; i++) {
+		const int m = (at.step - at.begin) * TOGETHER + i;
+		if (m < TOKENS && at.token + m < p.tokens && columns > 0) prefetch_l2(p.y + (size_t)(at.token + m) * N + row, columns * 2, policy_evict_normal());
+	}
+}
+
 DEVICE void copy(const Params& p, Shared& sh) {
 	const u64 policy = policy_evict_normal();
 	tensor_prefetch_map(&p.w);
@@ -108,6 +118,7 @@ DEVICE void copy(const Params& p, Shared& sh) {
 		w.next();
 	};
 	auto load_x = [&](int s) {
+		if (EPILOGUE == RESIDUAL) prefetch_residual(p, x);
 		if (WIDE == 1)
 			tensor_load(sh.stage[s].x, &p.x, x.step * STEP, x.token, &sh.full[s], policy);
 		else

@@ -90,3 +90,31 @@ func testSpeculationOnTheGPU(t *testing.T, overrides string) {
 	require.Positive(t, exact.Stats().AcceptedTotal)
 	require.False(t, slices.ContainsFunc(alone, func(o *Output) bool { return len(o.TokenIDs) == 0 }))
 }
+
+// TestDraftHeadOnTheGPU: a request alone gets the same tokens and the same bits of log probabilities with a draft head as without, and some of
+// what the head guesses is right.
+func TestDraftHeadOnTheGPU(t *testing.T) {
+	requireGPU(t)
+	o := DefaultOptions()
+	o.Device, o.MaxRunningRequests, o.PageSize, o.ContextLength, o.MaxTotalTokens = "cuda", 8, 16, 128, 4096
+	silent := o // takes drafts and never has any
+	silent.SpeculativeAlgorithm, silent.SpeculativeNgramMin, silent.SpeculativeNgramMax = "NGRAM", 1000, 1000
+	plain := openWithHead(t, silent)
+	for _, graphs := range []bool{true, false} {
+		o.SpeculativeAlgorithm, o.SpeculativeEager, o.SpeculativeNumSteps, o.DisableCUDAGraph = eagle3, true, 4, !graphs
+		e := openWithHead(t, o)
+		for i, r := range headRequests(t) {
+			want, err := plain.Generate(context.Background(), r)
+			require.NoError(t, err)
+			got, err := e.Generate(context.Background(), r)
+			require.NoError(t, err)
+			require.Equal(t, want.TokenIDs, got.TokenIDs, "request %d", i)
+			require.Equal(t, want.LogProbs, got.LogProbs, "request %d", i)
+			require.Equal(t, want.Finish, got.Finish, "request %d", i)
+		}
+		s := e.Stats()
+		length, _ := s.AcceptLength()
+		t.Logf("graphs %t: accept length %.2f, %d of %d drafts", graphs, length, s.AcceptedTotal, s.DraftTokensTotal)
+		require.Greater(t, length, 1.2)
+	}
+}

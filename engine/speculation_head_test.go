@@ -13,12 +13,12 @@ import (
 	"github.com/tokamak-engine/tokamak/fixtures/tinymodel"
 )
 
-// openWithHead opens the tiny Llama, with its draft head if o speculates.
+// openWithHead opens the tiny Llama, with its draft head if o asks for one.
 func openWithHead(t *testing.T, o Options) *Engine {
 	dir, err := tinymodel.Dir("llama")
 	require.NoError(t, err)
-	o.LoadFormat, o.SkipTokenizerInit, o.Device, o.Threads = "auto", true, "cpu", 1
-	if o.speculates() {
+	o.LoadFormat, o.SkipTokenizerInit, o.Threads = "auto", true, 1
+	if o.SpeculativeAlgorithm == eagle3 {
 		o.SpeculativeDraftModel, err = tinymodel.Dir(tinymodel.DraftHead)
 		require.NoError(t, err)
 	}
@@ -56,7 +56,9 @@ func headRequests(t *testing.T) []Request {
 // some of what it guesses is right.
 func TestDraftHeadChangesNothing(t *testing.T) {
 	requests := headRequests(t)
-	plain := openWithHead(t, DefaultOptions())
+	o := DefaultOptions()
+	o.Device = "cpu"
+	plain := openWithHead(t, o)
 	alone := make([]*Output, len(requests))
 	for i, r := range requests {
 		var err error
@@ -65,7 +67,7 @@ func TestDraftHeadChangesNothing(t *testing.T) {
 	}
 	for seed := range uint64(6) {
 		rng := rand.New(rand.NewPCG(seed, 4))
-		o := DefaultOptions()
+		o := o
 		o.SpeculativeAlgorithm, o.SpeculativeEager = eagle3, seed != 5
 		o.SpeculativeNumSteps = 1 + rng.IntN(6)
 		o.PageSize, o.MaxTotalTokens = 1+rng.IntN(9), 150+rng.IntN(300)

@@ -1,7 +1,6 @@
 package cpu
 
 import (
-	"fmt"
 	"math"
 	"time"
 
@@ -53,7 +52,11 @@ func (l *loader) draftHead(cfg *model.Config, info backend.Info, target *stepper
 		n.embedding = l.matrix(at + "embed_tokens.weight")
 	}
 	l.layer(&n.layers[0], at+"midlayer.", &c.Layer)
-	h.ids = l.vocabularyMap(c)
+	ids, err := l.store.DraftVocabulary(c)
+	if l.err == nil {
+		l.err = err
+	}
+	h.ids = ids
 	h.stepper = stepper{
 		cfg: &c.Layer, net: n, pool: target.pool, kernels: target.kernels, invFreq: c.Layer.InvFreq(),
 		cache: kvCache{layers: 1, heads: c.Layer.NumKVHeads, dim: c.Layer.HeadDim, pageSize: target.cache.pageSize, dtype: target.cache.dtype,
@@ -62,30 +65,6 @@ func (l *loader) draftHead(cfg *model.Config, info backend.Info, target *stepper
 	}
 	h.follower, h.held = backend.NewFollower(info), make([][]float32, info.MaxRows)
 	return h
-}
-
-// vocabularyMap returns the model's ids of the tokens that the head can guess.
-func (l *loader) vocabularyMap(c *model.DraftHead) []int32 {
-	ids := make([]int32, c.VocabSize)
-	for i := range ids {
-		ids[i] = int32(i)
-	}
-	if !c.HasMap() {
-		return ids
-	}
-	t := l.tensor(model.DraftHeadPrefix + model.DraftVocabularyMap)
-	if t == nil {
-		return nil
-	}
-	for i, offset := range t.Int64s() {
-		id := int64(i) + offset
-		if id < 0 || id >= int64(c.Layer.VocabSize) {
-			l.err = fmt.Errorf("weight %s: token %d of the head stands for %d, outside of the vocabulary of %d", t.Name, i, id, c.Layer.VocabSize)
-			return nil
-		}
-		ids[i] = int32(id)
-	}
-	return ids
 }
 
 // capture keeps the model's residual stream x, [tokens, hidden], behind layer l if the head reads it.

@@ -199,7 +199,7 @@ const reserve = 768 << 20
 
 // sizePages decides the number of KV pages: asked, or what fraction of the device's memory leaves beside the weights.
 func sizePages(s shape, o backend.Options, weightBytes, workBytes, free, total int64) (int, error) {
-	perPage := s.pageBytes() * int64(s.Layers)
+	perPage := s.pageBytes()*int64(s.Layers) + s.DraftPageBytes
 	available := free - reserve
 	e := &MemoryError{Weights: weightBytes, Activations: workBytes, KV: perPage, Available: available, Free: free}
 	if o.NumPages > 0 {

@@ -25,7 +25,8 @@ type Backend struct {
 	memory  []ptr // what alloc gave
 	buffers buffers
 	planner *planner
-	copied  *planner // the same, with the plan read from its copy on the device
+	copied  *planner   // the same, with the plan read from its copy on the device
+	head    *draftHead // nil: there is none
 
 	compiler     *compiler
 	code         map[unit][]byte
@@ -221,6 +222,9 @@ func (b *Backend) Launch(batch *backend.Batch) (backend.StepID, error) {
 		b.failure = fmt.Errorf("step %d: %w", id, err)
 		return 0, b.failure
 	}
+	if b.head != nil {
+		b.head.launched(batch, st, id)
+	}
 	b.launched++
 	return id, nil
 }
@@ -343,6 +347,12 @@ func (b *Backend) Wait(id backend.StepID, out *backend.Result) error {
 		b.stamps.tell(uint64(id) - 1)
 	}
 	b.collect(&b.steps[id%backend.MaxInFlight], id, out)
+	if b.head != nil {
+		if err := b.head.follow(id, out); err != nil {
+			b.failure = fmt.Errorf("draft head behind step %d: %w", id, err)
+			return b.failure
+		}
+	}
 	return nil
 }
 
@@ -377,6 +387,7 @@ func (b *Backend) Close() error {
 		driver.Free(p)
 	}
 	b.pinned.free()
+	b.head.close()
 	b.stamps.free()
 	b.stream.Destroy()
 	return errors.Join(err, b.context.Close())

@@ -259,8 +259,9 @@ func (x *exercise) all() []uint32 {
 // notInSteps are kernels that no step of these models launches, each with the reason.
 func notInSteps() map[string]string {
 	not := map[string]string{
-		"read_probe":  "reads ten times the L2 at start, which these models do not have",
-		"fp8_dequant": "is for devices whose library takes no e4m3: TestFP8Dequant runs it",
+		"read_probe":    "reads ten times the L2 at start, which these models do not have",
+		"fp8_dequant":   "is for devices whose library takes no e4m3: TestFP8Dequant runs it",
+		"draft_capture": "reads layers for a draft head: TestDraftHead runs it", "draft_gather": "likewise", "draft_pair": "likewise",
 	}
 	not["gemm_large_sm90"] = "is off until it has been on a GPU: TestLarge runs it"
 	if gemmPays <= gemvRows {

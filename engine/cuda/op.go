@@ -69,12 +69,13 @@ type shape struct {
 	MoE                   moeShape
 	Deterministic         bool // a row's results do not depend on its batch mates
 	TiedHead              bool
-	Dequantised           int  // elements of the largest matrix of which there is room for a bf16 copy; 0: none is copied
-	KeepInt4              bool // matrices of four bits stay so, else they become bf16
-	QuantizeFP8           bool // plain matrices of the layers become e4m3 at load
-	BlasFP8               bool // cuBLASLt multiplies e4m3 with a scale for each row of both
-	QuantizedCols         int  // the most columns of an fp8 product; 0: there are none
-	KVFP8                 bool // the KV cache holds e4m3, else bf16
+	Dequantised           int   // elements of the largest matrix of which there is room for a bf16 copy; 0: none is copied
+	KeepInt4              bool  // matrices of four bits stay so, else they become bf16
+	QuantizeFP8           bool  // plain matrices of the layers become e4m3 at load
+	BlasFP8               bool  // cuBLASLt multiplies e4m3 with a scale for each row of both
+	QuantizedCols         int   // the most columns of an fp8 product; 0: there are none
+	KVFP8                 bool  // the KV cache holds e4m3, else bf16
+	DraftPageBytes        int64 // of a page in the draft head's cache; 0: there is no head
 }
 
 func (s shape) qDim() int   { return s.Heads * s.Dim }

@@ -195,11 +195,17 @@ func (b *Backend) open(cfg *model.Config, w *weights.Store, o backend.Options, s
 		return err
 	}
 	workPlaces := workArena(b.device, s, &b.buffers)
+	if cfg.DraftHead != nil {
+		if b.head, err = planDraftHead(cfg.DraftHead, w, b.device, s, &b.buffers); err != nil {
+			return err
+		}
+		s.DraftPageBytes = b.head.layer.shape.pageBytes()
+	}
 	free, total, err := b.context.Memory()
 	if err != nil {
 		return err
 	}
-	if s.NumPages, err = sizePages(s, o, weightPlaces.size, workPlaces.size, free, total); err != nil {
+	if s.NumPages, err = sizePages(s, o, weightPlaces.size+b.head.weightBytes(), workPlaces.size+b.head.workBytes(), free, total); err != nil {
 		return err
 	}
 	b.shape = s
@@ -226,6 +232,7 @@ func (b *Backend) open(cfg *model.Config, w *weights.Store, o backend.Options, s
 	copied.Plan = [2]ptr{copied.PlanCopy, copied.PlanCopy}
 	b.copied = &planner{device: b.device, shape: s, buffers: &copied, layers: layers, noPDL: set.noPDL, blasOnly: set.blasOnly}
 	b.planner.large, b.copied.large = set.large, set.large
+	b.planner.captures, b.copied.captures = b.head, b.head
 	b.compiler = newCompiler(b.device, s, openCache(set.cacheDir))
 	if set.stamps || trace.Stamps.Load() {
 		b.compiler.defines = append(b.compiler.defines, "STAMPS=1")
@@ -265,7 +272,13 @@ func (b *Backend) open(cfg *model.Config, w *weights.Store, o backend.Options, s
 	b.info.BF16FLOPs, b.info.FP8FLOPs = bf16FLOPs, fp8FLOPs
 	s.MoE.info(&b.info, s)
 	b.slots = make([]slot, s.MaxRows)
+	b.info.DraftHead = b.head != nil
 	b.checker = backend.NewChecker(b.info)
+	if b.head != nil {
+		if err := b.head.open(b, set); err != nil {
+			return err
+		}
+	}
 	if err := b.decodeGraphs(); err != nil {
 		return err
 	}

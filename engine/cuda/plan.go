@@ -83,6 +83,8 @@ type planner struct {
 	noPDL bool
 	// blasOnly leaves every product of more than gemvRows tokens to cuBLASLt.
 	blasOnly bool
+	// captures is the draft head that reads the layers' outputs, reads the one whose own steps these are. Both are nil where there is none.
+	captures, reads *draftHead
 	// large tells which products gemm_large_sm90 takes of those it can; nil: none.
 	large func(linear) bool
 }
@@ -93,13 +95,24 @@ type hooks struct{ beforeHead, beforeSampling func() error }
 // step lists what a padded step runs, in order.
 func (p *planner) step(st stepShape, h hooks) []node {
 	d, s, b := p.device, p.shape, p.buffers
-	nodes := nodesOf(advanceOp(d, s, b, max(st.rows, st.samples), st.tokens), embedOp(d, s, b, st.tokens))
+	nodes := nodesOf(advanceOp(d, s, b, max(st.rows, st.samples), st.tokens))
+	if p.reads != nil {
+		nodes = append(nodes, p.reads.input(p, st)...)
+	} else {
+		nodes = append(nodes, nodesOf(embedOp(d, s, b, st.tokens))...)
+	}
 	for i, l := range p.layers {
 		first := len(nodes)
 		nodes = append(nodes, p.layer(st, i, l)...)
+		if p.captures != nil {
+			nodes = append(nodes, p.captures.capture(p, st, i)...)
+		}
 		for j := first; j < len(nodes); j++ {
 			nodes[j].layer = i + 1
 		}
+	}
+	if p.reads != nil {
+		nodes = append(nodes, p.reads.keep(p, st)...)
 	}
 	if h.beforeHead != nil {
 		nodes = append(nodes, node{hook: h.beforeHead})
@@ -117,7 +130,12 @@ func (p *planner) step(st stepShape, h hooks) []node {
 
 // layer lists what layer i runs, from the residual stream to the residual stream.
 func (p *planner) layer(st stepShape, i int, l layerWeights) []node {
-	nodes := p.qkv(st, l)
+	var nodes []node
+	if p.reads != nil {
+		nodes = p.reads.qkv(p, st, l)
+	} else {
+		nodes = p.qkv(st, l)
+	}
 	nodes = append(nodes, p.attention(st, i, l)...)
 	nodes = append(nodes, p.o(st, l)...)
 	return append(nodes, p.mlp(st, l)...)

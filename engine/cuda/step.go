@@ -392,7 +392,7 @@ func (b *Backend) collect(st *step, id backend.StepID, out *backend.Result) {
 	out.Rows = out.Rows[:len(st.rows)]
 	for i := range st.rows {
 		r, o := &st.rows[i], &out.Rows[i]
-		*o = backend.RowResult{Top: o.Top[:0], More: o.More[:0], TargetLogProbs: o.TargetLogProbs[:0], Logits: o.Logits[:0]}
+		*o = backend.RowResult{Top: o.Top[:0], More: o.More[:0], TargetLogProbs: o.TargetLogProbs[:0], Guesses: o.Guesses[:0], Logits: o.Logits[:0]}
 		if r.sample >= 0 {
 			row := func(k int) (int32, float32, []backend.TokenLogProb) {
 				got := &results[r.sample+k]

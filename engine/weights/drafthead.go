@@ -2,6 +2,7 @@ package weights
 
 import (
 	"encoding/binary"
+	"fmt"
 
 	"github.com/tokamak-engine/tokamak/engine/model"
 )
@@ -33,11 +34,26 @@ func evenMap(name string, n, all int) *Tensor {
 	return t
 }
 
-// Int64s are the elements of a tensor of type I64.
-func (t *Tensor) Int64s() []int64 {
-	out := make([]int64, len(t.Data)/8)
-	for i := range out {
-		out[i] = int64(binary.LittleEndian.Uint64(t.Data[8*i:]))
+// DraftVocabulary returns the target's ids of the tokens that h can guess, [h.VocabSize].
+func (s *Store) DraftVocabulary(h *model.DraftHead) ([]int32, error) {
+	ids := make([]int32, h.VocabSize)
+	for i := range ids {
+		ids[i] = int32(i)
 	}
-	return out
+	if !h.HasMap() {
+		return ids, nil
+	}
+	name := model.DraftHeadPrefix + model.DraftVocabularyMap
+	t, ok := s.Tensor(name)
+	if !ok {
+		return nil, fmt.Errorf("weight %s is missing", name)
+	}
+	for i := range ids {
+		id := int64(i) + int64(binary.LittleEndian.Uint64(t.Data[8*i:]))
+		if id < 0 || id >= int64(h.Layer.VocabSize) {
+			return nil, fmt.Errorf("weight %s: token %d of the head stands for %d, outside of the vocabulary of %d", name, i, id, h.Layer.VocabSize)
+		}
+		ids[i] = int32(id)
+	}
+	return ids, nil
 }

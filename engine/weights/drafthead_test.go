@@ -35,13 +35,12 @@ func TestDraftHead(t *testing.T) {
 				require.Equal(t, model.DraftHeadPrefix+want.Name, got.Name)
 			}
 			require.Greater(t, s.Bytes(), alone)
-			d2t, _ := s.Tensor(model.DraftHeadPrefix + model.DraftVocabularyMap)
-			last := int64(-1)
-			for i, offset := range d2t.Int64s() {
-				id := int64(i) + offset
-				require.Greater(t, id, last)
-				require.Less(t, id, int64(cfg.VocabSize))
-				last = id
+			ids, err := s.DraftVocabulary(head)
+			require.NoError(t, err)
+			require.Len(t, ids, head.VocabSize)
+			for i, id := range ids {
+				require.True(t, i == 0 || id > ids[i-1], "ids ascend: %v", ids)
+				require.Less(t, id, int32(cfg.VocabSize))
 			}
 			_, ok := s.Tensor("fc.weight")
 			require.False(t, ok)
@@ -50,6 +49,19 @@ func TestDraftHead(t *testing.T) {
 	}
 
 	s := weights.NewDummy(cfg)
+	all := *head
+	all.VocabSize = cfg.VocabSize
+	ids, err := s.DraftVocabulary(&all)
+	require.NoError(t, err)
+	require.Equal(t, int32(cfg.VocabSize-1), ids[cfg.VocabSize-1])
+	_, err = s.DraftVocabulary(head)
+	require.ErrorContains(t, err, "d2t is missing")
+	s.AddDummyDraftHead(head)
+	d2t, _ := s.Tensor(model.DraftHeadPrefix + model.DraftVocabularyMap)
+	d2t.Data[8*3+7] = 0x80 // a negative id
+	_, err = s.DraftVocabulary(head)
+	require.ErrorContains(t, err, "outside of the vocabulary")
+
 	wrong := *head
 	wrong.VocabSize--
 	before := s.Bytes()

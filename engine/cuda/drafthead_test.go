@@ -1,0 +1,274 @@
+//go:build cuda
+
+package cuda
+
+import (
+	"math"
+	"slices"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/require"
+
+	"github.com/tokamak-engine/tokamak/engine/backend"
+	"github.com/tokamak-engine/tokamak/engine/cpu"
+	"github.com/tokamak-engine/tokamak/engine/cuda/driver"
+	"github.com/tokamak-engine/tokamak/engine/model"
+	"github.com/tokamak-engine/tokamak/engine/weights"
+	"github.com/tokamak-engine/tokamak/fixtures/tinymodel"
+)
+
+// tinyHead is the tiny Llama with its draft head.
+func tinyHead(t testing.TB) (*model.Config, *weights.Store) {
+	dir, err := tinymodel.Dir("llama")
+	require.NoError(t, err)
+	cfg, err := model.Load(dir, "")
+	require.NoError(t, err)
+	w, err := weights.Open(dir, cfg)
+	require.NoError(t, err)
+	t.Cleanup(func() { require.NoError(t, w.Close()) })
+	dir, err = tinymodel.Dir(tinymodel.DraftHead)
+	require.NoError(t, err)
+	cfg.DraftHead, err = model.LoadDraftHead(dir, cfg)
+	require.NoError(t, err)
+	require.NoError(t, w.AddDraftHead(dir, cfg.DraftHead))
+	return cfg, w
+}
+
+// dummyHead is a small Llama whose head is as wide as that of a large one in everything that decides between kernels: heads of 128, and guesses
+// over a part of the vocabulary.
+func dummyHead(testing.TB) (*model.Config, *weights.Store) {
+	cfg := &model.Config{
+		Architecture: "LlamaForCausalLM", Family: "llama", HiddenSize: 512, IntermediateSize: 1024, NumLayers: 6, NumHeads: 8, NumKVHeads: 2, HeadDim: 64,
+		VocabSize: 2048, MaxPositions: 4096, RMSNormEps: 1e-5, RoPE: model.RoPE{Theta: 500000, AttentionFactor: 1}, DType: "bfloat16",
+	}
+	layer := *cfg
+	layer.NumLayers, layer.NumHeads, layer.NumKVHeads, layer.HeadDim, layer.RoPE.Theta = 1, 4, 2, 128, 10000
+	cfg.DraftHead = &model.DraftHead{Layer: layer, VocabSize: 1000, AuxLayers: [3]int{1, 2, 4}, TargetHiddenSize: cfg.HiddenSize}
+	w := weights.NewDummy(cfg)
+	w.AddDummyDraftHead(cfg.DraftHead)
+	return cfg, w
+}
+
+// guessed plays a prompt in chunks and decodes with drafts that are right, and now and then wrong in the middle; it returns the guesses behind
+// each token said.
+func guessed(t *testing.T, b backend.Backend, slot int, pages []int32, prompt, says []int32, chunk, drafts, guesses int) [][]backend.Guess {
+	var out backend.Result
+	step := func(row backend.Row) *backend.RowResult {
+		row.Slot, row.Pages, row.Follow = slot, pages, true
+		id, err := b.Launch(&backend.Batch{Rows: []backend.Row{row}})
+		require.NoError(t, err)
+		require.NoError(t, b.Wait(id, &out))
+		return &out.Rows[0]
+	}
+	row := backend.Row{Start: &backend.Start{}}
+	for ; len(prompt)-row.Position > chunk; row = (backend.Row{Position: row.Position + chunk}) {
+		row.Tokens = prompt[row.Position : row.Position+chunk]
+		step(row)
+	}
+	row.Tokens, row.Sample, row.Guess = prompt[row.Position:], true, guesses
+	all := make([][]backend.Guess, len(says))
+	for said, steps := 0, 0; ; steps++ {
+		r := step(row)
+		if r.Token != says[said] { // two tokens were as good: another text from here
+			return all
+		}
+		for _, m := range r.More {
+			said++
+			require.Equal(t, says[said], m.Token, "a draft that was accepted")
+		}
+		said++
+		all[said-1] = append([]backend.Guess(nil), r.Guesses...)
+		if said == len(says) {
+			return all
+		}
+		row = backend.Row{Position: len(prompt) + said - 1, Sample: true, Guess: guesses}
+		row.Drafts = append([]int32(nil), says[said:min(len(says)-1, said+drafts)]...)
+		if n := len(row.Drafts); n > 1 && steps%3 == 2 {
+			row.Drafts[n/2] ^= 1
+		}
+	}
+}
+
+// sameGuesses compares guesses with wanted ones, up to the first of a chain that differs. It returns how many it compared, how many of those
+// differ, and the furthest that the logarithms of their probabilities lie apart: two tokens that are as good may change places, then both are
+// about as likely.
+func sameGuesses(t *testing.T, want, got [][]backend.Guess) (compared, different int, furthest float64) {
+	for i := range want {
+		if len(got[i]) == 0 {
+			continue // accepted as a draft, nothing was asked behind it; or another text
+		}
+		require.Len(t, got[i], len(want[i]), "behind token %d", i)
+		for k, g := range got[i] {
+			compared++
+			furthest = max(furthest, math.Abs(math.Log(float64(want[i][k].Prob))-math.Log(float64(g.Prob))))
+			if want[i][k].Token != g.Token {
+				different++
+				break
+			}
+		}
+	}
+	return compared, different, furthest
+}
+
+// TestDraftHead: guesses on the device are the CPU's, whatever chunks, drafts and slots; the tiny head has a reference of its own.
+func TestDraftHead(t *testing.T) {
+	for name, c := range map[string]struct {
+		open   func(testing.TB) (*model.Config, *weights.Store)
+		prompt int
+		// What the logarithm of a probability may differ by. See bf16Tolerance: logits of about 3 differ by up to 0.08 there. The dummy head reads states
+		// that have passed 3 times as many layers, sqrt(3) of that and again for the layer of its own; the trained tiny one has logits of up to 15.
+		tolerance float64
+		turned    int // one of so many guesses may be another that is as good; the dummy's logits are flat
+	}{"tiny": {tinyHead, 40, 0.4, 10}, "dummy": {dummyHead, 300, 0.2, 3}} {
+		t.Run(name, func(t *testing.T) {
+			cfg, w := c.open(t)
+			prompt := randomPrompt(5, c.prompt, cfg.VocabSize)
+			const guesses, says = 4, 24
+			o := backend.Options{MaxRows: 8, MaxTokens: 512, MaxContext: min(cfg.MaxPositions, 512), PageSize: 16, NumPages: 128, MaxVerify: 16}
+			b := openTest(t, cfg, w, o, settings{})
+			require.True(t, b.Info().DraftHead)
+			pages := func(first int32) []int32 {
+				out := make([]int32, (c.prompt+says+guesses+15)/16+1)
+				for i := range out {
+					out[i] = first + int32(i)
+				}
+				return out
+			}
+			// What the model says is the device's own: it may differ from the CPU's where two tokens are as good.
+			text := play(t, b, 0, prompt, len(prompt), says, backend.Sampling{}, false)
+			tokens := make([]int32, says)
+			for i, r := range text {
+				tokens[i] = r.Token
+			}
+			host, err := cpu.Open(cfg, w, backend.Options{Threads: 2, MaxRows: 8, MaxTokens: 512, MaxContext: o.MaxContext, PageSize: 16, NumPages: 128, MaxVerify: 16})
+			require.NoError(t, err)
+			defer func() { require.NoError(t, host.Close()) }()
+			want := guessesBehind(t, host, pages(0), prompt, tokens, guesses)
+			for _, play := range []struct{ chunk, drafts int }{{1000, 0}, {37, 0}, {1, 3}, {16, 5}} {
+				got := guessed(t, b, 1, pages(40), prompt, tokens, play.chunk, play.drafts, guesses)
+				compared, different, furthest := sameGuesses(t, want, got)
+				t.Logf("chunks of %d, %d drafts: %d guesses, %d differ, log probabilities by up to %.3f", play.chunk, play.drafts, compared, different, furthest)
+				require.Greater(t, compared, 10)
+				require.LessOrEqual(t, different*c.turned, compared)
+				require.LessOrEqual(t, furthest, c.tolerance)
+			}
+		})
+	}
+}
+
+// guessesBehind is what the head guesses behind each token of a text that is given, computed as a prompt, so that it does not matter what the model would
+// say.
+func guessesBehind(t *testing.T, b backend.Backend, pages, prompt, says []int32, guesses int) [][]backend.Guess {
+	var out backend.Result
+	all := make([][]backend.Guess, len(says))
+	for i := range says {
+		text := append(append([]int32(nil), prompt...), says[:i]...)
+		mask := make([]uint32, (b.Info().VocabSize+31)/32)
+		mask[says[i]/32] |= 1 << (says[i] % 32)
+		row := backend.Row{Start: &backend.Start{}, Tokens: text, Pages: pages, Sample: true, Mask: mask, Follow: true, Guess: guesses}
+		id, err := b.Launch(&backend.Batch{Rows: []backend.Row{row}})
+		require.NoError(t, err)
+		require.NoError(t, b.Wait(id, &out))
+		require.Equal(t, says[i], out.Rows[0].Token)
+		all[i] = append([]backend.Guess(nil), out.Rows[0].Guesses...)
+	}
+	return all
+}
+
+// TestDraftHeadKeepsItsUnits holds that no pass, and no step that the head reads, needs a kernel that Open did not compile.
+func TestDraftHeadKeepsItsUnits(t *testing.T) {
+	cfg, w := dummyHead(t)
+	d, s := testDevices["sm_90"], newShape(cfg)
+	s.Page, s.MaxContext, s.MaxPages, s.MaxRows, s.MaxTokens, s.MaxVerify = 16, 512, 32, 48, 1024, 48
+	h, err := planDraftHead(cfg.DraftHead, w, d, s, &buffers{})
+	require.NoError(t, err)
+	keepsUnits(t, "the head", h.layer.planner, 32)
+	model := plannerOf(d, s, layerWeights{})
+	model.layers, model.captures = make([]layerWeights, cfg.NumLayers), h
+	keepsUnits(t, "the model", model, 32)
+	captured := 0
+	for _, n := range model.step(stepShape{rows: 1, decode: 1, tokens: 1, samples: 1}.padded(), hooks{}) {
+		if n.op != nil && n.op.Name == "draft_capture" {
+			captured++
+			require.True(t, n.op.PDL)
+		}
+	}
+	require.Equal(t, len(cfg.DraftHead.AuxLayers), captured)
+}
+
+// TestDraftHeadCompiles compiles what a head needs beside a model's kernels, for every architecture. For sm_90a it refuses local memory.
+func TestDraftHeadCompiles(t *testing.T) {
+	nvrtc, err := driver.OpenCompiler()
+	if err != nil {
+		t.Skipf("no compiler: %v", err)
+	}
+	s := testShapes()["llama-8b"]
+	units := []unit{draftCaptureOp(s, &buffers{}, 0, 0, 1, 1).Unit, draftGatherOp(0, 0, 0, 1, s.Hidden).Unit, draftGatherOp(0, 0, 0, 1, 3*s.Hidden).Unit,
+		draftPairOp(s, draftPairParams{}, 1).Unit}
+	for name, d := range testDevices {
+		compileUnits(t, nvrtc, d, s, units, name == "sm_90")
+	}
+}
+
+// BenchmarkDraftHead is what a head costs a step of Llama 3.1 8B, B=1 in 512: nothing where no row is followed, what it takes to read, and to guess.
+//
+//	go test -tags cuda ./engine/cuda -run '^$' -bench DraftHead -benchtime 1x
+func BenchmarkDraftHead(b *testing.B) {
+	const tokens, runs, steps = 512, 5, 100
+	cfg := benchModels()["llama-8b"]
+	layer := *cfg
+	layer.NumLayers, layer.TieEmbeddings = 1, false
+	for _, c := range []struct {
+		name   string
+		head   bool
+		follow bool
+		guess  int
+	}{{"head=none", false, false, 0}, {"head=idle", true, false, 0}, {"head=reads", true, true, 0}, {"guesses=1", true, true, 1}, {"guesses=3", true, true, 3},
+		{"guesses=7", true, true, 7}} {
+		b.Run(c.name, func(b *testing.B) {
+			model := *cfg
+			w := weights.NewDummy(cfg)
+			if c.head {
+				model.DraftHead = newHead(cfg, &layer)
+				w.AddDummyDraftHead(model.DraftHead)
+			}
+			be := openTest(b, &model, w, backend.Options{MaxRows: 48, MaxTokens: 2048, MaxContext: 4096, MaxVerify: 48, MemFraction: 0.4}, settings{})
+			pages := make([]int32, 4096/be.Info().PageSize)
+			for i := range pages {
+				pages[i] = int32(i)
+			}
+			var out backend.Result
+			step := func(row backend.Row) {
+				row.Pages, row.Sample, row.Follow, row.Guess = pages, true, c.follow, c.guess
+				id, err := be.Launch(&backend.Batch{Rows: []backend.Row{row}})
+				require.NoError(b, err)
+				require.NoError(b, be.Wait(id, &out))
+				require.Len(b, out.Rows[0].Guesses, c.guess)
+			}
+			for b.Loop() {
+				step(backend.Row{Start: &backend.Start{}, Tokens: randomPrompt(1, tokens, model.VocabSize)})
+				at := tokens
+				var times []float64
+				for range runs {
+					began := time.Now()
+					for range steps {
+						step(backend.Row{Position: at})
+						at++
+					}
+					times = append(times, time.Since(began).Seconds()*1e3/steps)
+				}
+				slices.Sort(times)
+				b.ReportMetric(times[runs/2], "step-ms")
+				b.ReportMetric(times[0], "least-ms")
+				b.ReportMetric(times[runs-1], "most-ms")
+			}
+			b.ReportMetric(0, "ns/op")
+		})
+	}
+}
+
+// newHead is a head of the usual kind: 32,000 tokens of the target's.
+func newHead(target, layer *model.Config) *model.DraftHead {
+	return &model.DraftHead{Layer: *layer, VocabSize: 32000, AuxLayers: [3]int{1, target.NumLayers/2 - 1, target.NumLayers - 4}, TargetHiddenSize: target.HiddenSize}
+}

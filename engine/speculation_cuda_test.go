@@ -95,6 +95,8 @@ func testSpeculationOnTheGPU(t *testing.T, overrides string) {
 // what the head guesses is right.
 func TestDraftHeadOnTheGPU(t *testing.T) {
 	requireGPU(t)
+	headsOnGPU = true
+	defer func() { headsOnGPU = false }()
 	o := DefaultOptions()
 	o.Device, o.MaxRunningRequests, o.PageSize, o.ContextLength, o.MaxTotalTokens = "cuda", 8, 16, 128, 4096
 	silent := o // takes drafts and never has any

@@ -263,7 +263,6 @@ func notInSteps() map[string]string {
 		"fp8_dequant":   "is for devices whose library takes no e4m3: TestFP8Dequant runs it",
 		"draft_capture": "reads layers for a draft head: TestDraftHead runs it", "draft_gather": "likewise", "draft_pair": "likewise",
 	}
-	not["gemm_large_sm90"] = "is off until it has been on a GPU: TestLarge runs it"
 	if gemmPays <= gemvRows {
 		not["gemm_sm90"] = "is off, as the library is as fast: TestGEMM runs it"
 	}

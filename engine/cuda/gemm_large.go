@@ -22,6 +22,9 @@ const (
 // largeRows are the tiles' rows of W: few, as each is a compilation.
 var largeRows = []int{256, 224, 192, 128}
 
+// largePays tells for which products it beats cuBLASLt (docs/perf-log.md).
+func (l linear) largePays() bool { return l.end == epilogueSwiGLU && l.m > 192 }
+
 // largeParams mirrors Params of gemm_large_sm90.cu.
 type largeParams struct {
 	W, X                                           driver.TensorMap

@@ -128,7 +128,7 @@ var largeChoices = []struct {
 	name  string
 	takes func(linear) bool
 }{
-	{"cuBLASLt", nil},
+	{"cuBLASLt", func(linear) bool { return false }},
 	{"gate_up", func(l linear) bool { return l.end == epilogueSwiGLU }},
 	{"all", largeAll},
 }

@@ -85,7 +85,7 @@ type planner struct {
 	blasOnly bool
 	// captures is the draft head that reads the layers' outputs, reads the one whose own steps these are. Both are nil where there is none.
 	captures, reads *draftHead
-	// large tells which products gemm_large_sm90 takes of those it can; nil: none.
+	// large tells which products gemm_large_sm90 takes of those it can; nil: those for which it pays.
 	large func(linear) bool
 }
 
@@ -219,9 +219,9 @@ func (p *planner) units() []unit {
 			add(p.moe(stepShape{tokens: n}, p.layers[0]))
 		}
 	}
-	if p.large != nil { // likewise
-		for n := largeTokens; n < p.shape.MaxTokens+largeTokens; n += largeTokens {
-			st := stepShape{tokens: min(n, p.shape.MaxTokens)}
+	if p.device.SM == 90 { // likewise
+		for n := tokenPad; n <= p.shape.MaxTokens; n += tokenPad {
+			st := stepShape{tokens: n}
 			add(p.linkGEMMs(slices.Concat(p.qkv(st, p.layers[0]), p.o(st, p.layers[0]), p.mlp(st, p.layers[0]))))
 		}
 	}

@@ -140,7 +140,11 @@ func (p *planner) ownGEMM(m int) bool {
 
 // largeGEMM tells whether gemm_large_sm90 takes the product.
 func (p *planner) largeGEMM(l linear) bool {
-	return p.large != nil && !p.blasOnly && !p.shape.Deterministic && l.fitsLarge(p.device) && p.large(l)
+	pays := linear.largePays
+	if p.large != nil {
+		pays = p.large
+	}
+	return !p.blasOnly && !p.shape.Deterministic && l.fitsLarge(p.device) && pays(l)
 }
 
 // deterministicRows is the one number of rows that every product has in deterministic mode: then an output depends on nothing but

@@ -20,7 +20,11 @@ func specName(o engine.Options) string {
 	if o.SpeculativeAlgorithm == "" {
 		return ""
 	}
-	name := fmt.Sprintf("/spec=%s/drafts=%d", strings.ToLower(o.SpeculativeAlgorithm), o.SpeculativeNumTokens)
+	drafts := o.SpeculativeNumTokens
+	if o.SpeculativeDraftModel != "" {
+		drafts = min(drafts, o.SpeculativeNumSteps)
+	}
+	name := fmt.Sprintf("/spec=%s/drafts=%d", strings.ToLower(o.SpeculativeAlgorithm), drafts)
 	if o.SpeculativeEager {
 		name += "/adaptive=off"
 	}

@@ -52,8 +52,8 @@ type Source interface {
 	Stop() (Recording, error)
 }
 
-// LoopSource is a Source that starts and stops on the engine's thread, which has the device's context: right before a step that may be
-// captured is launched, and right after the last one was awaited.
+// LoopSource is a Source that starts on the engine's thread, which has the device's context, right before a step that may be captured is
+// launched. It stops there right after the last one was awaited, or on another thread if the capture ends before.
 type LoopSource interface {
 	Source
 	OnLoop()

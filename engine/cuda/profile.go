@@ -64,7 +64,7 @@ func (b *Backend) tellPlanned(graph bool, planned []plannedOp, batch *backend.Ba
 		trace.StepOps(graph, ops)
 	}
 	if b.stamps != nil {
-		b.stamps.plans[uint64(b.launched)-1] = planned
+		b.stamps.launch(uint64(b.launched)-1, planned)
 	}
 }
 

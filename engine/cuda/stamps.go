@@ -5,6 +5,7 @@ package cuda
 import (
 	"cmp"
 	"fmt"
+	"math"
 	"slices"
 	"sync/atomic"
 	"time"
@@ -17,9 +18,9 @@ import (
 const (
 	stampPlaces = 1 << 19
 	stampShift  = 10 // of a time in ns, to its place
-	// stampSlack places are read beyond where the device's clock should be: as long as the quickest answer so far was later than this one, by
-	// up to 262 us, the clock is thought to be behind, and the newest notes lie ahead of it.
-	stampSlack = 1 << 8
+	// stampSlack places, 4 ms, are read beyond the newest note and beyond where the device's clock should be, which is known no better than
+	// the host was late for the steps so far.
+	stampSlack = 1 << 12
 )
 
 // stamp is a note of a kernel: its wait returned at this time, so that the kernel before it had ended. See ptx.cuh.
@@ -39,6 +40,7 @@ type stamps struct {
 	last   uint64        // device time of the newest note that was read; 0: nobody asked of late
 	offset time.Duration // host time since base less device time: the least seen, which is the device's clock and the quickest answer
 	notes  []stamp       // read, in order, and maybe of a later step
+	idle   bool          // last was read when nothing was in flight, so that what follows it is the next step's
 }
 
 func newStamps() (*stamps, error) {
@@ -73,16 +75,46 @@ func (s *stamps) attach(u unit, m driver.Module) error {
 	return driver.Write(name, bytesOf([]uint64{s.units[u]}))
 }
 
-// tell gives a profiler, if there is one, the times of a step that was awaited just now.
+// launch notes the plan of a step that is launched next.
+func (s *stamps) launch(index uint64, plan []plannedOp) {
+	if len(s.plans) == 0 && s.last == 0 && trace.WantTimes() {
+		s.read(0)
+		s.notes, s.idle, s.offset = s.notes[:0], true, math.MinInt64/2 // the device's clock is not known, so that all of the ring is read again
+	}
+	s.plans[index] = plan
+}
+
+// tell gives a profiler, if there is one, the times of a step that was awaited just now. The first step after a profiler came is not told of
+// where it was launched before.
 func (s *stamps) tell(index uint64) {
 	plan := s.plans[index]
 	delete(s.plans, index)
 	if !trace.WantTimes() || len(plan) == 0 {
-		s.last, s.notes = 0, s.notes[:0]
+		s.forget()
 		return
 	}
-	s.read(time.Now())
-	mine, later := stepNotes(plan, s.notes)
+	now, fresh := time.Since(s.base), s.last == 0
+	s.read(now)
+	mine, later := stepNotes(plan, s.notes, s.idle)
+	if len(mine) == 0 && !fresh { // the host was later for all steps before, by more than the slack
+		s.forget()
+		fresh = true
+		s.read(now)
+		mine, later = stepNotes(plan, s.notes, false)
+	}
+	if fresh && len(s.plans) > 0 {
+		// To read all of the ring takes so long that the step behind may have ended, too, and which of both is the latest cannot be told.
+		s.offset = time.Since(s.base) - time.Duration(s.last)
+		return
+	}
+	if len(mine) == 0 {
+		s.forget()
+		return
+	}
+	if offset := now - time.Duration(mine[len(mine)-1].At); fresh || s.idle || offset < s.offset {
+		s.offset = offset
+	}
+	s.idle = false
 	times := timesOf(plan, mine, func(at uint64) time.Time { return s.base.Add(s.offset + time.Duration(at)) })
 	s.notes = slices.Delete(s.notes, 0, len(s.notes)-len(later))
 	if len(times) > 0 {
@@ -90,37 +122,34 @@ func (s *stamps) tell(index uint64) {
 	}
 }
 
-// read appends to notes what the kernels noted since the last call.
-func (s *stamps) read(now time.Time) {
-	first, count := (s.last>>stampShift+1)%stampPlaces, uint64(stampPlaces)
-	if s.last == 0 { // anywhere in the ring may be the newest note
-		first = 0
-	} else if until := uint64(now.Sub(s.base)-s.offset)>>stampShift + stampSlack; until-s.last>>stampShift < count {
-		count = until - s.last>>stampShift
+// forget begins anew.
+func (s *stamps) forget() { s.last, s.notes, s.idle = 0, s.notes[:0], false }
+
+// read appends to notes what the kernels noted since the last call. now is the host's time since base.
+func (s *stamps) read(now time.Duration) {
+	first, count := s.last>>stampShift+1, uint64(stampPlaces)
+	if until := max(uint64(now-s.offset), s.last); s.last > 0 && (until-s.last)>>stampShift+stampSlack < count {
+		count = (until-s.last)>>stampShift + stampSlack
 	}
-	from := len(s.notes)
-	for i := range count {
+	from, all := len(s.notes), count == stampPlaces
+	for i := uint64(0); i < count; i++ {
 		p := &s.ring[(first+i)%stampPlaces]
 		if at := atomic.LoadUint64(&p.At); at > s.last {
 			s.notes = append(s.notes, stamp{at, p.Unit})
+			count = min(max(count, i+stampSlack), stampPlaces)
 		}
 	}
-	if s.last == 0 {
-		slices.SortFunc(s.notes, func(a, b stamp) int { return cmp.Compare(a.At, b.At) })
+	if all { // the newest note may be anywhere
+		slices.SortFunc(s.notes[from:], func(a, b stamp) int { return cmp.Compare(a.At, b.At) })
 	}
-	if len(s.notes) == from {
-		return
-	}
-	fresh := s.last == 0
-	s.last = s.notes[len(s.notes)-1].At
-	if offset := now.Sub(s.base) - time.Duration(s.last); fresh || offset < s.offset {
-		s.offset = offset
+	if len(s.notes) > from {
+		s.last = s.notes[len(s.notes)-1].At
 	}
 }
 
-// stepNotes finds the notes of a step that has ended among notes, which are in order and may be of steps before and after it: it is the
-// latest stretch that begins with the plan's first kernel and holds its last one.
-func stepNotes(plan []plannedOp, notes []stamp) (mine, later []stamp) {
+// stepNotes finds the notes of a step that has ended among notes, which are in order and may be of steps before and after it: it is a stretch
+// that begins with the plan's first kernel and holds its last one, the earliest such or the latest.
+func stepNotes(plan []plannedOp, notes []stamp, earliest bool) (mine, later []stamp) {
 	first, last := uint64(0), uint64(0)
 	for i := range plan {
 		if u := plan[i].unit; u != 0 {
@@ -135,13 +164,18 @@ func stepNotes(plan []plannedOp, notes []stamp) (mine, later []stamp) {
 		if notes[at].Unit != first {
 			continue
 		}
-		stretch := notes[at:end]
-		if slices.ContainsFunc(stretch, func(n stamp) bool { return n.Unit == last }) {
-			return stretch, notes[end:]
+		if slices.ContainsFunc(notes[at:end], func(n stamp) bool { return n.Unit == last }) {
+			mine, later = notes[at:end], notes[end:]
+			if !earliest {
+				return mine, later
+			}
 		}
 		end = at
 	}
-	return nil, notes
+	if mine == nil {
+		return nil, notes
+	}
+	return mine, later
 }
 
 // timesOf joins a step's plan with its notes. An operation lasts until the next one that notes its beginning, and what cannot be told from

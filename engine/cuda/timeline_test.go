@@ -30,11 +30,14 @@ func BenchmarkTimeline(b *testing.B) {
 			be := openTest(b, cfg, weights.NewDummy(cfg), o, settings{stamps: true})
 			plain := openTest(b, cfg, weights.NewDummy(cfg), o, settings{})
 			for _, rows := range []int{1, 8, 16} {
-				decode, _ := staticBatch(b, be, rows, 512, 128)
-				timeline(b, be, decode)
-				stamped, _ := staticBatch(b, be, rows, 512, 800)
-				bare, _ := staticBatch(b, plain, rows, 512, 800)
-				stampCost(b, rows, be, plain, stamped, bare)
+				b.Run(fmt.Sprintf("batch=%d", rows), func(b *testing.B) {
+					own(b, be.context)
+					decode, _ := staticBatch(b, be, rows, 512, 128)
+					timeline(b, be, decode)
+					stamped, _ := staticBatch(b, be, rows, 512, 800)
+					bare, _ := staticBatch(b, plain, rows, 512, 800)
+					stampCost(b, be, plain, stamped, bare)
+				})
 			}
 		})
 	}
@@ -106,16 +109,15 @@ func timeline(b *testing.B, be *Backend, decode backend.Batch) {
 			gap += times[0].Start.Sub(before.Start.Add(before.Length)).Seconds()
 		}
 	}
-	row := fmt.Sprintf("batch=%d", len(decode.Rows))
 	for _, name := range order {
-		figures(b, row+"/op="+name, map[string]float64{"us": sums[name] / float64(calls[name]) * 1e6, "step-us": sums[name] / steps * 1e6, "calls": float64(calls[name]) / steps})
+		figures(b, "op="+name, map[string]float64{"us": sums[name] / float64(calls[name]) * 1e6, "step-us": sums[name] / steps * 1e6, "calls": float64(calls[name]) / steps})
 	}
 	for i, sum := range layers {
-		figures(b, fmt.Sprintf("%s/layer=%d", row, i), map[string]float64{"step-us": sum / steps * 1e6})
+		figures(b, fmt.Sprintf("layer=%d", i), map[string]float64{"step-us": sum / steps * 1e6})
 	}
-	figures(b, row+"/op=all", map[string]float64{"step-us": total / steps * 1e6})
+	figures(b, "op=all", map[string]float64{"step-us": total / steps * 1e6})
 	// From the last kernel's start to the next step's first one.
-	figures(b, row+"/op=between-steps", map[string]float64{"step-us": gap / (steps - 1) * 1e6})
+	figures(b, "op=between-steps", map[string]float64{"step-us": gap / (steps - 1) * 1e6})
 }
 
 // figures is a row.
@@ -131,11 +133,11 @@ func figures(b *testing.B, name string, values map[string]float64) {
 }
 
 // stampCost times the same steps of both builds, in turn, while nobody asks for the notes and while a profiler does.
-func stampCost(b *testing.B, rows int, stamped, plain *Backend, s, p backend.Batch) {
+func stampCost(b *testing.B, stamped, plain *Backend, s, p backend.Batch) {
 	values := map[string]float64{}
 	inTurn(b, stamped, plain, s, p).figures(values, "")
 	new(noted).during(b, func() { inTurn(b, stamped, plain, s, p).figures(values, "read-") })
-	figures(b, fmt.Sprintf("batch=%d/op=stamps", rows), values)
+	figures(b, "op=stamps", values)
 	const mark = 1.0 // percent: what attribution in live serving may cost
 	require.LessOrEqual(b, values["cost-low-pct"], mark, "%v", values)
 	require.LessOrEqual(b, values["read-cost-low-pct"], mark, "%v", values)

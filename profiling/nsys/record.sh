@@ -50,8 +50,9 @@ if [ $what = one-batch ]; then
 	set -- -test.run='^$' -test.bench=OneBatch "$@"
 	program=$((program + 2))
 	if [ -n "${STEPS:-}" ]; then
-		set -- --profile --profile-activities=CUDA_PROFILER --profile-steps="$STEPS" "$@"
-		program=$((program + 3))
+		# Decode steps, unless the caller names another stage: nsys stops after the first range.
+		set -- --profile --profile-activities=CUDA_PROFILER --profile-stage=decode --profile-steps="$STEPS" "$@"
+		program=$((program + 4))
 	fi
 else
 	[ -n "$bin" ] || { bin=.bin/launch_server; $go build -tags cuda -o "$bin" ./engine/cmd/launch_server; }

@@ -71,7 +71,7 @@ func TestChosenSteps(t *testing.T) {
 	assert.Equal(t, "TOKAMAK_NVTX=0", nsys[0], "the caller's choice")
 	assert.Contains(t, nsys, "--capture-range=cudaProfilerApi")
 	assert.Contains(t, nsys, "--capture-range-end=stop")
-	assert.Subset(t, program, []string{"--profile", "--profile-activities=CUDA_PROFILER", "--profile-steps=5", "--batch"})
+	assert.Subset(t, program, []string{"--profile", "--profile-activities=CUDA_PROFILER", "--profile-stage=decode", "--profile-steps=5", "--batch"})
 }
 
 func TestSessions(t *testing.T) {

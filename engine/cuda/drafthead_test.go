@@ -157,23 +157,65 @@ func TestDraftHead(t *testing.T) {
 	}
 }
 
-// guessesBehind is what the head guesses behind each token of a text that is given, computed as a prompt, so that it does not matter what the model would
-// say.
+// guessesBehind is what the head guesses behind each token of a text that is given: masks leave the model no other, so it does not matter what it
+// would say.
 func guessesBehind(t *testing.T, b backend.Backend, pages, prompt, says []int32, guesses int) [][]backend.Guess {
 	var out backend.Result
 	all := make([][]backend.Guess, len(says))
-	for i := range says {
-		text := append(append([]int32(nil), prompt...), says[:i]...)
-		mask := make([]uint32, (b.Info().VocabSize+31)/32)
-		mask[says[i]/32] |= 1 << (says[i] % 32)
-		row := backend.Row{Start: &backend.Start{}, Tokens: text, Pages: pages, Sample: true, Mask: mask, Follow: true, Guess: guesses}
+	row := backend.Row{Start: &backend.Start{}, Tokens: prompt}
+	for i, token := range says {
+		row.Mask = make([]uint32, (b.Info().VocabSize+31)/32)
+		row.Mask[token/32] |= 1 << (token % 32)
+		row.Pages, row.Sample, row.Follow, row.Guess = pages, true, true, guesses
 		id, err := b.Launch(&backend.Batch{Rows: []backend.Row{row}})
 		require.NoError(t, err)
 		require.NoError(t, b.Wait(id, &out))
-		require.Equal(t, says[i], out.Rows[0].Token)
+		require.Equal(t, token, out.Rows[0].Token)
 		all[i] = append([]backend.Guess(nil), out.Rows[0].Guesses...)
+		row = backend.Row{Position: len(prompt) + i}
 	}
 	return all
+}
+
+// TestGuessesAsDrafts: a sequence whose guesses are verified as its drafts has the tokens and the bits of one decoded token by token, with graphs and
+// without; and after the prompts that the tiny head knows by heart, guesses are right.
+func TestGuessesAsDrafts(t *testing.T) {
+	goldens, err := tinymodel.DraftHeadGoldens()
+	require.NoError(t, err)
+	for _, graphs := range []bool{true, false} {
+		cfg, w := tinyHead(t)
+		b := openTest(t, cfg, w, backend.Options{MaxRows: 4, MaxTokens: 128, MaxContext: 128, PageSize: 16, NumPages: 64, MaxVerify: 16, DisableGraph: !graphs}, settings{})
+		sampling := backend.Sampling{TopP: 1, RepetitionPenalty: 1, LogProbs: true}
+		accepted, verified := 0, 0
+		for _, g := range goldens {
+			const says, guesses = 24, 4
+			want := play(t, b, 0, g.Prompt, len(g.Prompt), says, sampling, false)
+			row := backend.Row{Slot: 1, Start: &backend.Start{Sampling: sampling}, Tokens: g.Prompt, Sample: true}
+			for i := range int32(6) {
+				row.Pages = append(row.Pages, 20+i)
+			}
+			var out backend.Result
+			for said := 0; said < says; {
+				row.Follow, row.Guess = true, guesses
+				id, err := b.Launch(&backend.Batch{Rows: []backend.Row{row}})
+				require.NoError(t, err)
+				require.NoError(t, b.Wait(id, &out))
+				r := &out.Rows[0]
+				for i, s := range append([]backend.Sampled{{Token: r.Token, LogProb: r.LogProb}}, r.More...) {
+					require.Equal(t, want[said].Token, s.Token, "token %d, %d of its step", said, i)
+					require.Equal(t, want[said].LogProb, s.LogProb, "token %d, %d of its step", said, i)
+					said++
+				}
+				accepted, verified = accepted+len(r.More), verified+len(row.Drafts)
+				row = backend.Row{Slot: 1, Pages: row.Pages, Position: len(g.Prompt) + said - 1, Sample: true}
+				for _, guess := range r.Guesses[:min(guesses, max(0, says-said-1))] {
+					row.Drafts = append(row.Drafts, guess.Token)
+				}
+			}
+		}
+		t.Logf("graphs %t: %d of %d guesses are right", graphs, accepted, verified)
+		require.Greater(t, 6*accepted, verified)
+	}
 }
 
 // TestDraftHeadKeepsItsUnits holds that no pass, and no step that the head reads, needs a kernel that Open did not compile.

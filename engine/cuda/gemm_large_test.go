@@ -34,14 +34,14 @@ func TestLarge(t *testing.T) {
 	}
 	cases := []product{
 		{"store", 1, 3072, 576, largeTile{256, 1, 1, 3}}, {"store", 129, 1000, 1000, largeTile{256, 1, 1, 3}}, {"store", 256, 512, 4096, largeTile{128, 1, 1, 3}}, {"store", 300, 264, 72, largeTile{256, 1, 1, 3}}, {"store", 2049, 520, 136, largeTile{192, 1, 1, 3}},
-		{"store", 8191, 272, 64, largeTile{224, 1, 1, 3}}, {"store", 2304, 4104, 328, largeTile{256, 1, 1, 3}}, {"store", 500, 8, 8, largeTile{128, 1, 1, 3}},
+		{"store", 8191, 272, 64, largeTile{224, 1, 1, 3}}, {"store", 2304, 2056, 328, largeTile{256, 1, 1, 3}}, {"store", 500, 8, 8, largeTile{128, 1, 1, 3}},
 		{"bias", 200, 1152, 896, largeTile{224, 1, 1, 3}}, {"bias", 1000, 648, 200, largeTile{256, 1, 1, 3}}, {"bias", 17, 4608, 328, largeTile{128, 1, 1, 0}},
-		{"residual", 128, 384, 4096, largeTile{128, 1, 1, 3}}, {"residual", 385, 1000, 648, largeTile{256, 1, 1, 3}}, {"residual", 2111, 576, 328, largeTile{192, 1, 1, 3}}, {"residual", 1024, 2048, 512, largeTile{256, 1, 1, 0}}, {"residual", 777, 2104, 384, largeTile{224, 1, 1, 3}},
-		{"swiglu", 257, 1024, 512, largeTile{256, 1, 1, 3}}, {"swiglu", 600, 3072, 264, largeTile{224, 1, 1, 3}}, {"swiglu", 4097, 272, 72, largeTile{256, 1, 1, 3}}, {"swiglu", 511, 10240, 328, largeTile{192, 1, 1, 3}}, {"swiglu", 64, 2048, 1024, largeTile{128, 1, 1, 3}},
-		{"swiglu", 2560, 4112, 392, largeTile{256, 1, 1, 2}}, {"swiglu", 1500, 2064, 640, largeTile{256, 1, 1, 0}},
+		{"residual", 128, 384, 4096, largeTile{128, 1, 1, 3}}, {"residual", 385, 1000, 648, largeTile{256, 1, 1, 3}}, {"residual", 2111, 576, 328, largeTile{192, 1, 1, 3}}, {"residual", 1024, 2048, 264, largeTile{256, 1, 1, 0}}, {"residual", 777, 2104, 384, largeTile{224, 1, 1, 3}},
+		{"swiglu", 257, 1024, 512, largeTile{256, 1, 1, 3}}, {"swiglu", 600, 3072, 264, largeTile{224, 1, 1, 3}}, {"swiglu", 4097, 272, 72, largeTile{256, 1, 1, 3}}, {"swiglu", 511, 10240, 136, largeTile{192, 1, 1, 3}}, {"swiglu", 64, 2048, 1024, largeTile{128, 1, 1, 3}},
+		{"swiglu", 2560, 2064, 392, largeTile{256, 1, 1, 2}}, {"swiglu", 1500, 2064, 640, largeTile{256, 1, 1, 0}},
 		{"store", 256, 1024, 1000, largeTile{144, 2, 1, 0}}, {"store", 129, 3072, 136, largeTile{112, 2, 1, 0}}, {"bias", 200, 1152, 4096, largeTile{208, 2, 1, 0}}, {"residual", 192, 4096, 1032, largeTile{144, 2, 1, 0}}, {"residual", 500, 1000, 520, largeTile{96, 2, 1, 0}},
 		{"residual", 255, 264, 8192, largeTile{208, 2, 1, 0}}, {"swiglu", 193, 1040, 648, largeTile{160, 2, 1, 0}}, {"swiglu", 256, 3072, 2048, largeTile{192, 2, 1, 0}},
-		{"store", 300, 1000, 328, largeTile{256, 1, 2, 3}}, {"bias", 1000, 648, 392, largeTile{128, 1, 2, 0}}, {"residual", 2111, 4360, 328, largeTile{192, 1, 2, 3}}, {"swiglu", 4097, 1040, 648, largeTile{256, 1, 2, 3}},
+		{"store", 300, 1000, 328, largeTile{256, 1, 2, 3}}, {"bias", 1000, 648, 392, largeTile{128, 1, 2, 0}}, {"residual", 2111, 4360, 136, largeTile{192, 1, 2, 3}}, {"swiglu", 4097, 1040, 200, largeTile{256, 1, 2, 3}},
 		{"logits", 200, 4104, 328, largeTile{256, 1, 1, 3}}, {"logits", 320, 1000, 136, largeTile{224, 1, 1, 3}}, {"logits", 129, 2056, 520, largeTile{160, 2, 1, 0}},
 	}
 	launch := func(d device, c product, w, x, bias, y ptr) op {

@@ -34,6 +34,14 @@ func int4Group(tensors []*weights.Tensor) (group int, ok bool) {
 	return group, len(tensors) > 0
 }
 
+// w4Scales is the number of scales of a row in a step: PER_STEP of w4.cuh.
+func w4Scales(k, group int) int {
+	if group < w4Step && group < k {
+		return w4Step / group
+	}
+	return 1
+}
+
 // int4Arrays are the nibbles and the scales with their zero points.
 func (w *weight) int4Arrays(cols int) []array {
 	return []array{
@@ -116,14 +124,17 @@ func dequantOp(d device, w weight, n, k int, out ptr) op {
 		Grid: [3]int{min(d.SMs*8, ceilDiv(n/w4Rows*ceilDiv(k, w4Step), 8)), 1, 1}, Block: 256, PDL: true, Params: paramBytes(&p), Bytes: int4Bytes(n, k, w.Group) + int64(n)*int64(k)*bf16Bytes}
 }
 
-// productInt4: few tokens go to w4_gemv, some more to w4_gemm; for many, cuBLASLt multiplies by a bf16 copy.
+// productInt4: few tokens go to w4_gemv, some more to w4_gemm_sm90 or w4_gemm; for many, cuBLASLt multiplies by a bf16 copy.
 func (p *planner) productInt4(g product) []node {
-	if g.m <= w4Tokens && !p.shape.Deterministic {
-		return nodesOf(g.w4Op(p.device))
+	if c, ok := p.w4GemvCall(g); ok && !p.shape.Deterministic {
+		return []node{{own: c}}
 	}
 	var nodes []node
 	if g.norm {
 		nodes, g.x = nodesOf(rmsnormOp(p.device, p.shape, p.buffers, g.gamma, g.m)), p.buffers.XN
+	}
+	if t, ok := g.w4GEMM90Tile(p.device, g.w.Group); ok && !p.shape.Deterministic {
+		return append(nodes, node{own: g.w4GEMM90Call(p.device, t)})
 	}
 	if g.fitsW4GEMM() && !p.shape.Deterministic {
 		return append(nodes, nodesOf(g.w4GEMMOp(p.device, p.buffers))...)

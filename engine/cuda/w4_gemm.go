@@ -22,13 +22,10 @@ type w4GEMMTile struct{ threads, blocks, tokens, stages, across, smem int }
 func (l linear) w4GEMMTile(d device, group int) w4GEMMTile {
 	t := w4GEMMTile{threads: 256, blocks: 2, tokens: 64}
 	if l.m <= 32 {
-		t = w4GEMMTile{threads: 512, blocks: 1, tokens: 32}
+		t.tokens = 32
 	}
-	rows, scales := t.threads/2*t.blocks, 1
-	if group < w4Step && group < l.k {
-		scales = w4Step / group
-	}
-	stage := rows*w4Step/2 + t.tokens*w4Step*bf16Bytes + rows*4*scales
+	rows := t.threads / 2 * t.blocks
+	stage := rows*w4Step/2 + t.tokens*w4Step*bf16Bytes + rows*4*w4Scales(l.k, group)
 	t.stages = min(8, (d.MaxSmem-1024)/stage)
 	t.smem = t.stages * stage
 	t.across = max(1, min(d.SMs/ceilDiv(l.m, t.tokens), ceilDiv(l.n, rows)*ceilDiv(l.k, w4Step)))

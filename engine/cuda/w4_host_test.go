@@ -25,6 +25,7 @@ type hostCase struct {
 // hostCases take every epilogue, size of groups, place of x and ragged end once, on as many CTAs as the engine has and on fewer.
 func hostCases() []hostCase {
 	d := testDevices["sm_90"]
+	p := &planner{device: d, buffers: &buffers{}}
 	var cases []hostCase
 	for _, c := range []struct {
 		n, k, group int
@@ -39,12 +40,12 @@ func hostCases() []hostCase {
 				end = epilogueStore
 			}
 			g := product{linear: linear{m: m, n: c.n, k: c.k, norm: i%2 == 1, end: end}, w: weight{Group: c.group}}
-			o := g.w4Op
-			if m > w4Tokens {
-				g.norm = false
-				o = func(d device) op { return g.w4GEMMOp(d, &buffers{}) }
+			if c, ok := p.w4GemvCall(g); ok {
+				cases = append(cases, hostCase{c.op(), m, g.n})
+				continue
 			}
-			cases = append(cases, hostCase{o(d), m, c.n})
+			g.norm = false
+			cases = append(cases, hostCase{g.w4GEMMOp(d, &buffers{}), m, c.n})
 		}
 		o := dequantOp(d, weight{Group: c.group}, c.n, c.k, 0)
 		cases = append(cases, hostCase{o, 1, c.n})

@@ -129,23 +129,21 @@ func TestW4Kernels(t *testing.T) {
 	r := newRig(t, testShapes()["llama-8b"])
 	rows := []int{1, 2, 7, 8, 9, 16}
 	ends := map[bool][]epilogue{true: {epilogueSwiGLU, epilogueBias}, false: {epilogueResidual}} // by norm
-	var ops []op
+	plan := &planner{device: r.device, buffers: &buffers{}}
 	for _, c := range int4Shapes {
-		for _, norm := range []bool{false, true} {
-			for _, end := range ends[norm] {
-				for _, m := range rows {
-					l := linear{m: m, n: c.n, k: c.k, norm: norm, end: end}
-					if end != epilogueSwiGLU || c.n%16 == 0 {
-						ops = append(ops, product{linear: l, w: weight{Group: c.group}}.w4Op(r.device))
+		t.Run(fmt.Sprintf("n=%d/k=%d/group=%d", c.n, c.k, c.group), func(t *testing.T) {
+			r := r.in(t)
+			var ops []op
+			for _, m := range rows {
+				for norm, ends := range ends {
+					for _, end := range ends {
+						if call, ok := plan.w4GemvCall(product{linear: linear{m: m, n: c.n, k: c.k, norm: norm, end: end}, w: weight{Group: c.group}}); ok && (end != epilogueSwiGLU || c.n%16 == 0) {
+							ops = append(ops, call.op())
+						}
 					}
 				}
 			}
-		}
-	}
-	r.prepare(ops...)
-	for _, c := range int4Shapes {
-		t.Run(fmt.Sprintf("n=%d/k=%d/group=%d", c.n, c.k, c.group), func(t *testing.T) {
-			r := newRig(t, testShapes()["llama-8b"])
+			r.prepare(ops...)
 			tensor := int4Tensor(r.random, c.n, c.k, c.group, c.n%32 == 0)
 			w := decoded(tensor)
 			data, scales := encodeAll(tensor)
@@ -176,7 +174,11 @@ func TestW4Kernels(t *testing.T) {
 							y = r.putBF16(before)
 						}
 						l := linear{name: "test", m: m, n: c.n, k: c.k, norm: norm, end: end}
-						o := product{linear: l, w: on, x: x, gamma: gamma, bias: bias, y: y}.w4Op(r.device)
+						call, ok := plan.w4GemvCall(product{linear: l, w: on, x: x, gamma: gamma, bias: bias, y: y})
+						if !ok {
+							continue
+						}
+						o := call.op()
 						r.run(o)
 						exact, plain := p.finish(end, before)
 						requireClose(t, exact, plain, r.getBF16(y, m*l.outputs()), fmt.Sprintf("%s m=%d norm=%v", o.Unit, m, norm))
@@ -187,10 +189,11 @@ func TestW4Kernels(t *testing.T) {
 	}
 }
 
-// TestW4GEMM holds w4_gemm against exact products, one launch behind another, so that its counters must be left at zero.
+// TestW4GEMM holds w4_gemm and, in every tile, w4_gemm_sm90 against exact products; w4_gemm one launch behind another, so that its counters must be left
+// at zero.
 func TestW4GEMM(t *testing.T) {
 	r := newRig(t, testShapes()["llama-8b"])
-	rows, ends := []int{17, 32, 33, 64, 100, 256}, []epilogue{epilogueStore, epilogueBias, epilogueResidual, epilogueSwiGLU}
+	rows, ends := []int{6, 17, 32, 33, 64, 100, 256}, []epilogue{epilogueStore, epilogueBias, epilogueResidual, epilogueSwiGLU}
 	b := &buffers{W4Part: r.room(int(w4GEMMBytes(r.device))), W4Arrived: put(r, make([]uint32, w4Counters))}
 	each := func(n, k, group int, f func(g product)) {
 		for _, end := range ends {
@@ -204,11 +207,15 @@ func TestW4GEMM(t *testing.T) {
 			}
 		}
 	}
-	var ops []op
-	for _, c := range int4Shapes {
-		each(c.n, c.k, c.group, func(g product) { ops = append(ops, g.w4GEMMOp(r.device, b)) })
+	ways := func(g product) []op {
+		ops := []op{g.w4GEMMOp(r.device, b)}
+		for _, t := range g.w4GEMM90Tiles(r.device, g.w.Group) {
+			if best, _ := g.w4GEMM90Tile(r.device, g.w.Group); t == best || g.n == int4Shapes[0].n && g.m != 64 {
+				ops = append(ops, g.w4GEMM90Call(r.device, t).op())
+			}
+		}
+		return ops
 	}
-	r.prepare(ops...)
 	for _, c := range int4Shapes {
 		t.Run(fmt.Sprintf("n=%d/k=%d/group=%d", c.n, c.k, c.group), func(t *testing.T) {
 			r := r.in(t)
@@ -216,25 +223,79 @@ func TestW4GEMM(t *testing.T) {
 			data, scales := encodeAll(tensor)
 			on := weight{Format: formatInt4, Data: put(r, data), Scales: put(r, scales), Group: c.group}
 			all := productWith(r, slices.Max(rows), c.n, c.k, decoded(tensor), false)
+			var ops []op
+			each(c.n, c.k, c.group, func(g product) { ops = append(ops, ways(g)...) })
+			r.prepare(ops...)
 			x := r.putBF16(all.x)
 			each(c.n, c.k, c.group, func(g product) {
 				p := *all
 				p.m, p.exact, p.plain = g.m, all.exact[:g.m*c.n], all.plain[:g.m*c.n]
 				var before []float32
-				g.w, g.x, g.y = on, x, r.room(g.m*c.n*2)
-				switch g.end {
+				switch g.w, g.x = on, x; g.end {
 				case epilogueBias:
 					before = r.normal(c.n, 1)
 					g.bias = r.putBF16(before)
 				case epilogueResidual:
 					before = r.normal(g.m*c.n, 1)
-					g.y = r.putBF16(before)
+					r.putBF16(before) // rounds
 				}
-				o := g.w4GEMMOp(r.device, b)
-				r.run(o)
 				exact, plain := p.finish(g.end, before)
-				requireClose(t, exact, plain, r.getBF16(g.y, g.m*g.outputs()), fmt.Sprintf("%s m=%d", o.Unit, g.m))
+				for i := range ways(g) {
+					if g.y = r.room(g.m * c.n * 2); g.end == epilogueResidual {
+						g.y = r.putBF16(before)
+					}
+					o := ways(g)[i]
+					r.run(o)
+					requireClose(t, exact, plain, r.getBF16(g.y, g.m*g.outputs()), fmt.Sprintf("%s m=%d", o.Unit, g.m))
+				}
 			})
+		})
+	}
+}
+
+// TestW4GEMMNorm holds two products of w4_gemm_sm90 with the norm between them against exact ones.
+func TestW4GEMMNorm(t *testing.T) {
+	r := newRig(t, testShapes()["llama-1b"])
+	if r.device.SM != 90 {
+		t.Skipf("%s has no warpgroup matrix units of sm_90a", r.device.Name)
+	}
+	const group = 128
+	for _, c := range []struct{ l1, l2 linear }{
+		{linear{m: 8, n: 640, k: 1536, end: epilogueResidual}, linear{m: 8, n: 1152, k: 640, norm: true, end: epilogueSwiGLU}},
+		{linear{m: 17, n: 1024, k: 512, end: epilogueResidual}, linear{m: 17, n: 72, k: 1024, norm: true}},
+		{linear{m: 64, n: 12416, k: 256, end: epilogueResidual}, linear{m: 64, n: 64, k: 12416, norm: true}},
+	} {
+		t.Run(fmt.Sprintf("m=%d/n=%d", c.l1.m, c.l1.n), func(t *testing.T) {
+			r := r.in(t)
+			matrix := func(l linear) (*exactProduct, weight) {
+				tensor := int4Tensor(r.random, l.n, l.k, group, true)
+				data, scales := encodeAll(tensor)
+				return productWith(r, l.m, l.n, l.k, decoded(tensor), l.norm), weight{Format: formatInt4, Data: put(r, data), Scales: put(r, scales), Group: group}
+			}
+			p, w1 := matrix(c.l1)
+			q, w2 := matrix(c.l2)
+			before := r.normal(p.m*p.n, 1)
+			x, gamma := r.putBF16(p.x), r.putBF16(q.gamma)
+			var calls [][2]*w4GEMM90Call
+			var ops []op
+			for _, t := range c.l1.w4GEMM90Tiles(r.device, group) {
+				last, _ := c.l2.w4GEMM90Tile(r.device, group)
+				one := product{linear: c.l1, w: w1, x: x, y: r.putBF16(before)}.w4GEMM90Call(r.device, t)
+				two := product{linear: c.l2, w: w2, x: r.room(p.m * p.n * bf16Bytes), gamma: gamma, y: r.room(c.l2.m * c.l2.outputs() * bf16Bytes)}.w4GEMM90Call(r.device, last)
+				require.True(r, one.norms(two, two.x, r.room(int(gemmSquaresBytes(r.device)))))
+				calls, ops = append(calls, [2]*w4GEMM90Call{one, two}), append(ops, one.op(), two.op())
+			}
+			r.prepare(ops...)
+			for _, c := range calls {
+				one, two := c[0], c[1]
+				r.run(one.op(), two.op())
+				q.x = r.getBF16(one.y, p.m*p.n)
+				exact, plain := p.finish(epilogueResidual, before)
+				requireClose(t, exact, plain, q.x, fmt.Sprintf("residual stream, %+v", one.tile))
+				q.multiply(r, true)
+				exact, plain = q.finish(two.end, nil)
+				requireClose(t, exact, plain, r.getBF16(two.y, two.m*two.outputs()), fmt.Sprintf("product of the norm, %+v", one.tile))
+			}
 		})
 	}
 }

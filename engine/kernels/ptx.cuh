@@ -42,6 +42,11 @@ DEVICE u32 add_bf16x2(u32 a, u32 b) {  // a*1 + b, as sm_80 has it
 	asm("fma.rn.bf16x2 %0, %1, %2, %3;" : "=r"(d) : "r"(a), "r"(0x3F803F80u), "r"(b));
 	return d;
 }
+DEVICE u32 fma_bf16x2(u32 a, u32 b, u32 c) {
+	u32 d;
+	asm("fma.rn.bf16x2 %0, %1, %2, %3;" : "=r"(d) : "r"(a), "r"(b), "r"(c));
+	return d;
+}
 DEVICE u32 mul_bf16x2(u32 a, u32 b) {  // a*b - 0: one rounding, and it exists on sm_80
 	u32 d;
 	asm("fma.rn.bf16x2 %0, %1, %2, %3;" : "=r"(d) : "r"(a), "r"(b), "r"(0x80008000u));
@@ -225,11 +230,19 @@ DEVICE u32 atom_inc_acq_rel(u32* p) {
 	asm volatile("atom.acq_rel.gpu.global.add.u32 %0, [%1], 1;" : "=r"(v) : "l"(p) : "memory");
 	return v;
 }
+DEVICE u32 ld_acquire(const u32* p) {
+	u32 v;
+	asm volatile("ld.acquire.gpu.global.u32 %0, [%1];" : "=r"(v) : "l"(p) : "memory");
+	return v;
+}
 
 // ---- shared memory ----
 DEVICE u32 smem_addr(const void* p) { return (u32)__cvta_generic_to_shared(p); }
 DEVICE void cp_async16(u32 dst, const void* src, bool valid) {  // zero-fills where not valid
 	asm volatile("cp.async.cg.shared.global.L2::128B [%0], [%1], 16, %2;" ::"r"(dst), "l"(src), "r"(valid ? 16 : 0) : "memory");
+}
+DEVICE void cp_async4(u32 dst, const void* src, bool valid) {
+	asm volatile("cp.async.ca.shared.global [%0], [%1], 4, %2;" ::"r"(dst), "l"(src), "r"(valid ? 4 : 0) : "memory");
 }
 DEVICE void cp_async_commit() { asm volatile("cp.async.commit_group;" ::: "memory"); }
 template <int PENDING> DEVICE void cp_async_wait() { asm volatile("cp.async.wait_group %0;" ::"n"(PENDING) : "memory"); }

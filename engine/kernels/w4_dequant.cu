@@ -21,17 +21,18 @@ extern "C" __global__ void __launch_bounds__(THREADS) w4_dequant(const __grid_co
 		const u32 words[4] = {v.x, v.y, v.z, v.w};
 		u32 packed[PER_STEP];
 #pragma unroll
-		for (int q = 0; q < PER_STEP; q++) packed[q] = ld_weight4(p.scale + (rows * GROUPS + group_of(step, q)) * 8 + g);
+		for (int q = 0; q < PER_STEP; q++) packed[q] = ld_weight4(p.scale + (rows * ROW_GROUPS + group_of(step, q)) * 8 + g);
 #pragma unroll
 		for (int j = 0; j < 4; j++) {
 			const int k = step * 128 + j * 32 + t * 8;
 			if (K % 128 != 0 && k >= K) continue;
-			const float scale = scale_of(packed[j * PER_STEP / 4]), zero = biased_zero(packed[j * PER_STEP / 4]);
+			const float scale = WHOLE_SCALE * scale_of(packed[j * PER_STEP / 4]);
+			const u32 zero = zero_pair(packed[j * PER_STEP / 4]);
 			u32 pairs[4];
 #pragma unroll
 			for (int e = 0; e < 4; e++) {
-				const u32 pair = biased_pair(words[j], e);
-				pairs[e] = pack_bf16((bf16_lo(pair) - zero) * scale, (bf16_hi(pair) - zero) * scale);
+				const u32 pair = whole_pair(words[j], e, zero);
+				pairs[e] = pack_bf16(bf16_lo(pair) * scale, bf16_hi(pair) * scale);
 			}
 			st16(p.out + (size_t)(rows * 8 + g) * K + k, make_uint4(pairs[0], pairs[1], pairs[2], pairs[3]));
 		}

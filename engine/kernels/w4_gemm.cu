@@ -21,7 +21,7 @@ static_assert(!NORM && !IS_HEAD, "x is normed before; the head is not kept in fo
 
 struct Params {
 	const uint4* w;     // [N/8, KB, 32 lanes]
-	const u32* scale;   // [N/8, GROUPS, 8]
+	const u32* scale;   // [N/8, ROW_GROUPS, 8]
 	const bf16* x;      // [tokens, K]
 	const bf16* bias;   // [N], STORE_BIAS
 	bf16* y;
@@ -90,7 +90,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) w4_gemm(const __grid_co
 		}
 		for (int e = tid; e < ROWS / 4 * PER_STEP; e += THREADS) {
 			const int at = e / 2 / PER_STEP, q = e / 2 % PER_STEP, rows = min(first + at, N / 8 - 1);
-			cp_async16(smem_addr(&s.scale[at][q][e % 2]), p.scale + (rows * GROUPS + group_of(kb, q)) * 8 + e % 2 * 4, first + at < N / 8);
+			cp_async16(smem_addr(&s.scale[at][q][e % 2]), p.scale + (rows * ROW_GROUPS + group_of(kb, q)) * 8 + e % 2 * 4, first + at < N / 8);
 		}
 	};
 	auto load_x = [&](int i) {
@@ -128,12 +128,15 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) w4_gemm(const __grid_co
 			for (int r = 0; r < 2; r++) w[b][r] = s.w[(warp * BLOCKS + b) * 2 + r][lane];
 #pragma unroll
 		for (int q = 0; q < PER_STEP; q++) {
-			u32 packed[BLOCKS][2];
+			u32 packed[BLOCKS][2], zero[BLOCKS][2];
 			float c[BLOCKS][COLUMNS][4] = {};
 #pragma unroll
 			for (int b = 0; b < BLOCKS; b++)
 #pragma unroll
-				for (int r = 0; r < 2; r++) packed[b][r] = reinterpret_cast<const u32*>(s.scale[(warp * BLOCKS + b) * 2 + r][q])[g];
+				for (int r = 0; r < 2; r++) {
+					packed[b][r] = reinterpret_cast<const u32*>(s.scale[(warp * BLOCKS + b) * 2 + r][q])[g];
+					zero[b][r] = zero_pair(packed[b][r]);
+				}
 #pragma unroll
 			for (int j = q * 4 / PER_STEP; j < (q + 1) * 4 / PER_STEP; j++) {
 				u32 a[BLOCKS][4][2];
@@ -142,7 +145,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) w4_gemm(const __grid_co
 #pragma unroll
 					for (int r = 0; r < 2; r++)
 #pragma unroll
-						for (int e = 0; e < 4; e++) a[b][e][r] = add_bf16x2(biased_pair(word_of(w[b][r], j), e), biased_zero_pair(packed[b][r]));
+						for (int e = 0; e < 4; e++) a[b][e][r] = whole_pair(word_of(w[b][r], j), e, zero[b][r]);
 #pragma unroll
 				for (int first = 0; first < COLUMNS; first += 4) {  // four at a time: no product waits for the one before it
 					uint4 x[4];
@@ -163,7 +166,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) w4_gemm(const __grid_co
 #pragma unroll
 				for (int n = 0; n < COLUMNS; n++)
 #pragma unroll
-					for (int e = 0; e < 4; e++) total[b][n][e] = fmaf(scale_of(packed[b][e / 2]), c[b][n][e], total[b][n][e]);
+					for (int e = 0; e < 4; e++) total[b][n][e] = fmaf(WHOLE_SCALE * scale_of(packed[b][e / 2]), c[b][n][e], total[b][n][e]);
 		}
 
 		const int tile = (begin + i) / KB;

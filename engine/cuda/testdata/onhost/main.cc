@@ -1,6 +1,15 @@
 // Runs one kernel of four-bit weights on random weights, x and y, and compares with exact products: main TOKENS GRID_X GRID_Y THREADS SHARED_BYTES.
 #include KERNEL
 #include <random>
+#ifdef GEMV  // of one product
+#define N N0
+#define K K0
+#define EPILOGUE EPILOGUE0
+#define NORM NORM0
+#define GROUP (ROW_GROUP > 0 ? ROW_GROUP : K)
+constexpr int KB = ceil_div(K, 128), ROW_GROUPS = K / GROUP;
+constexpr bool STREAM0 = P0::stream;
+#endif
 static Params P;
 static void entry() { KERNEL_FN(P); done[current] = true; yield(); }
 static std::vector<u8> stacks;
@@ -17,12 +26,12 @@ static void run(int gx, int gy, int nthreads, size_t smem) {
 int main(int argc, char** argv) {
 	int m = atoi(argv[1]), gx = atoi(argv[2]), gy = atoi(argv[3]), nth = atoi(argv[4]); size_t smem = atol(argv[5]);
 	std::mt19937 r(1); std::normal_distribution<float> nd(0, 1);
-	std::vector<u32> w((size_t)N / 8 * KB * 128, 0x12345678), sc((size_t)N / 8 * GROUPS * 8);
+	std::vector<u32> w((size_t)N / 8 * KB * 128, 0x12345678), sc((size_t)N / 8 * ROW_GROUPS * 8);
 	std::vector<float> W((size_t)N * K);
 	for (int n = 0; n < N; n++) for (int k = 0; k < K; k++) {
 		int g = n % 8, step = k / 128, j = k % 128 / 32, t = k % 32 / 8, e = k % 8; u32 q = r() & 15;
 		size_t at = (((size_t)n / 8 * KB + step) * 32 + 4 * g + t) * 4 + j; int sh = 4 * (e / 2 + e % 2 * 4); w[at] = (w[at] & ~(15u << sh)) | q << sh;
-		size_t s = ((size_t)n / 8 * GROUPS + k / GROUP) * 8 + g;
+		size_t s = ((size_t)n / 8 * ROW_GROUPS + k / GROUP) * 8 + g;
 		if (k % GROUP == 0) { float f = (1 + (r() & 1023) / 1024.f) / 64; sc[s] = (__float_as_uint(f) & ~31u) | r() % 17; }
 		W[(size_t)n * K + k] = ((int)q - (int)(sc[s] & 31)) * __uint_as_float(sc[s] & ~31u);
 	}
@@ -45,11 +54,13 @@ int main(int argc, char** argv) {
 		double s = NORM ? 1 / sqrt(ss / K + RMS_EPS) : 1;
 		for (int n = 0; n < N; n++) { double a = 0; for (int k = 0; k < K; k++) a += (double)to_float(x[(size_t)i * K + k]) * (NORM ? to_float(gamma[k]) : 1.f) * W[(size_t)n * K + k]; ref[(size_t)i * N + n] = a * s; }
 	}
-	P.w = (uint4*)w.data(); P.scale = sc.data(); P.x = x.data(); P.bias = bias.data(); P.y = out.data(); P.tokens = m;
+	P.tokens = m;
 #ifdef GEMM
+	P.w = (uint4*)w.data(); P.scale = sc.data(); P.x = x.data(); P.bias = bias.data(); P.y = out.data();
 	std::vector<float4> part((size_t)gx * gy * 2 * BLOCKS * COLUMNS * THREADS, float4{NAN, NAN, NAN, NAN}); std::vector<u32> arrived(gy * TILES, 0); P.part = part.data(); P.arrived = arrived.data();
 #else
-	P.gamma = gamma.data(); P.next = ahead.data(); P.next_bytes = 99968; ahead_low = ahead.data(); ahead_high = ahead_low + 99968;
+	P.product[0] = Weights{(uint4*)w.data(), sc.data(), x.data(), gamma.data(), bias.data(), out.data(), N / 8, KB, ROW_GROUPS, STREAM0 ? 2 : 1};
+	P.next = ahead.data(); P.next_bytes = 99968; ahead_low = ahead.data(); ahead_high = ahead_low + 99968;
 #endif
 	run(gx, gy, nth, smem);
 #ifdef GEMM

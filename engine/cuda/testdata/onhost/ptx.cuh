@@ -11,7 +11,7 @@
 typedef unsigned char u8; typedef unsigned short u16; typedef unsigned int u32; typedef unsigned long long u64; typedef int i32; typedef long long i64;
 struct bf16 { u16 bits; };
 #define ARCH 900
-#define DEVICE static inline
+#define DEVICE inline
 #define __device__
 #define __host__
 #define __global__
@@ -44,6 +44,8 @@ static u32 rb(float f) { u32 b = __float_as_uint(f); return (b + 0x7FFF + (b >> 
 static u32 pack_bf16(float lo, float hi) { return rb(lo) | rb(hi) << 16; }
 static bf16 to_bf16(float v) { return bf16{(u16)rb(v)}; }
 static u32 mul_bf16x2(u32 a, u32 b) { return pack_bf16(bf16_lo(a) * bf16_lo(b), bf16_hi(a) * bf16_hi(b)); }
+static u32 fma_bf16x2(u32 a, u32 b, u32 c) { return pack_bf16(bf16_lo(a) * bf16_lo(b) + bf16_lo(c), bf16_hi(a) * bf16_hi(b) + bf16_hi(c)); }
+static uint4 mul_bf16x8(uint4 a, uint4 b) { return {mul_bf16x2(a.x, b.x), mul_bf16x2(a.y, b.y), mul_bf16x2(a.z, b.z), mul_bf16x2(a.w, b.w)}; }
 static u32 add_bf16x2(u32 a, u32 b) { return pack_bf16(bf16_lo(a) + bf16_lo(b), bf16_hi(a) + bf16_hi(b)); }
 #define PDL_LAUNCH()
 #define PDL_WAIT()
@@ -52,6 +54,7 @@ static u32 ld_weight4(const void* p) { return *(const u32*)p; }
 static uint4 ld16(const void* p) { return *(const uint4*)p; }
 static uint4 ld16_l2(const void* p) { return *(const uint4*)p; }
 static u32 ld4_l2(const void* p) { return *(const u32*)p; }
+static u32 ld2_l2(const void* p) { return *(const u16*)p; }
 static void st16(void* p, uint4 v) { *(uint4*)p = v; }
 static u64 policy_evict_last() { return 0; }
 static const u8 *ahead_low, *ahead_high; static u64 ahead_sum;

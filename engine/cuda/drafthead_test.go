@@ -50,43 +50,96 @@ func dummyHead(testing.TB) (*model.Config, *weights.Store) {
 	return cfg, w
 }
 
-// guessed plays a prompt in chunks and decodes with drafts that are right, and now and then wrong in the middle; it returns the guesses behind
-// each token said.
-func guessed(t *testing.T, b backend.Backend, slot int, pages []int32, prompt, says []int32, chunk, drafts, guesses int) [][]backend.Guess {
+// telling is a sequence that comes in chunks, and then with drafts that are right, and now and then wrong in the middle.
+type telling struct {
+	slot                   int
+	prompt, says           []int32
+	chunk, drafts, guesses int
+
+	got   [][]backend.Guess // behind each token said; nil where none were asked
+	said  int
+	steps int
+	next  backend.Row
+	ended bool
+}
+
+// tell plays sequences together until all have ended. One ends early if the model says something else: two tokens were as good.
+func tell(t *testing.T, b backend.Backend, sequences ...*telling) {
+	for _, q := range sequences {
+		q.got = make([][]backend.Guess, len(q.says))
+		q.next = backend.Row{Slot: q.slot, Start: &backend.Start{}, Pages: pagesOf(b, q.slot)}
+		q.goOn()
+	}
 	var out backend.Result
-	step := func(row backend.Row) *backend.RowResult {
-		row.Slot, row.Pages, row.Follow = slot, pages, true
-		id, err := b.Launch(&backend.Batch{Rows: []backend.Row{row}})
+	for {
+		var batch backend.Batch
+		var rows []*telling
+		for _, q := range sequences {
+			if !q.ended {
+				batch.Rows, rows = append(batch.Rows, q.next), append(rows, q)
+			}
+		}
+		if len(rows) == 0 {
+			return
+		}
+		id, err := b.Launch(&batch)
 		require.NoError(t, err)
 		require.NoError(t, b.Wait(id, &out))
-		return &out.Rows[0]
+		for i, q := range rows {
+			q.took(t, &out.Rows[i])
+		}
 	}
-	row := backend.Row{Start: &backend.Start{}}
-	for ; len(prompt)-row.Position > chunk; row = (backend.Row{Position: row.Position + chunk}) {
-		row.Tokens = prompt[row.Position : row.Position+chunk]
-		step(row)
+}
+
+// pagesOf are a slot's own pages.
+func pagesOf(b backend.Backend, slot int) []int32 {
+	pages := make([]int32, b.Info().MaxContext/b.Info().PageSize)
+	for i := range pages {
+		pages[i] = int32(slot*len(pages) + i)
 	}
-	row.Tokens, row.Sample, row.Guess = prompt[row.Position:], true, guesses
-	all := make([][]backend.Guess, len(says))
-	for said, steps := 0, 0; ; steps++ {
-		r := step(row)
-		if r.Token != says[said] { // two tokens were as good: another text from here
-			return all
+	return pages
+}
+
+// goOn makes the next row of what was said and what is left of the prompt.
+func (q *telling) goOn() {
+	r := &q.next
+	r.Follow, r.Drafts = true, nil
+	if left := len(q.prompt) - r.Position; left > 0 {
+		r.Tokens = q.prompt[r.Position:min(len(q.prompt), r.Position+q.chunk)]
+		if r.Sample = left <= q.chunk; r.Sample {
+			r.Guess = q.guesses
 		}
-		for _, m := range r.More {
-			said++
-			require.Equal(t, says[said], m.Token, "a draft that was accepted")
+		return
+	}
+	r.Tokens, r.Position = nil, len(q.prompt)+q.said-1
+	r.Drafts = append(r.Drafts, q.says[q.said:min(len(q.says)-1, q.said+q.drafts)]...)
+	if n := len(r.Drafts); n > 1 && q.steps%3 == 2 {
+		r.Drafts[n/2] ^= 1
+	}
+}
+
+func (q *telling) took(t *testing.T, r *backend.RowResult) {
+	q.next.Start = nil
+	if !q.next.Sample {
+		q.next.Position += len(q.next.Tokens)
+		q.goOn()
+		return
+	}
+	q.steps++
+	if q.ended = r.Token != q.says[q.said]; q.ended {
+		return
+	}
+	q.said++
+	for _, m := range r.More {
+		if q.ended = m.Token != q.says[q.said]; q.ended { // behind the last draft, as good
+			return
 		}
-		said++
-		all[said-1] = append([]backend.Guess(nil), r.Guesses...)
-		if said == len(says) {
-			return all
-		}
-		row = backend.Row{Position: len(prompt) + said - 1, Sample: true, Guess: guesses}
-		row.Drafts = append([]int32(nil), says[said:min(len(says)-1, said+drafts)]...)
-		if n := len(row.Drafts); n > 1 && steps%3 == 2 {
-			row.Drafts[n/2] ^= 1
-		}
+		q.said++
+	}
+	q.got[q.said-1] = append([]backend.Guess(nil), r.Guesses...)
+	q.next.Position = len(q.prompt) // past the prompt
+	if q.ended = q.said == len(q.says); !q.ended {
+		q.goOn()
 	}
 }
 
@@ -111,7 +164,7 @@ func sameGuesses(t *testing.T, want, got [][]backend.Guess) (compared, different
 	return compared, different, furthest
 }
 
-// TestDraftHead: guesses on the device are the CPU's, whatever chunks, drafts and slots; the tiny head has a reference of its own.
+// TestDraftHead: guesses on the device are the CPU's, whatever chunks, drafts and batch mates.
 func TestDraftHead(t *testing.T) {
 	for name, c := range map[string]struct {
 		open   func(testing.TB) (*model.Config, *weights.Store)
@@ -123,35 +176,38 @@ func TestDraftHead(t *testing.T) {
 	}{"tiny": {tinyHead, 40, 0.4, 10}, "dummy": {dummyHead, 300, 0.2, 3}} {
 		t.Run(name, func(t *testing.T) {
 			cfg, w := c.open(t)
-			prompt := randomPrompt(5, c.prompt, cfg.VocabSize)
-			const guesses, says = 4, 24
-			o := backend.Options{MaxRows: 8, MaxTokens: 512, MaxContext: min(cfg.MaxPositions, 512), PageSize: 16, NumPages: 128, MaxVerify: 16}
+			const says = 24
+			o := backend.Options{MaxRows: 8, MaxTokens: 512, MaxContext: min(cfg.MaxPositions, 384), PageSize: 16, NumPages: 192, MaxVerify: 24}
 			b := openTest(t, cfg, w, o, settings{})
 			require.True(t, b.Info().DraftHead)
-			pages := func(first int32) []int32 {
-				out := make([]int32, (c.prompt+says+guesses+15)/16+1)
-				for i := range out {
-					out[i] = first + int32(i)
-				}
-				return out
-			}
-			// What the model says is the device's own: it may differ from the CPU's where two tokens are as good.
-			text := play(t, b, 0, prompt, len(prompt), says, backend.Sampling{}, false)
-			tokens := make([]int32, says)
-			for i, r := range text {
-				tokens[i] = r.Token
-			}
-			host, err := cpu.Open(cfg, w, backend.Options{Threads: 2, MaxRows: 8, MaxTokens: 512, MaxContext: o.MaxContext, PageSize: 16, NumPages: 128, MaxVerify: 16})
+			o.Threads = 2
+			host, err := cpu.Open(cfg, w, o)
 			require.NoError(t, err)
 			defer func() { require.NoError(t, host.Close()) }()
-			want := guessesBehind(t, host, pages(0), prompt, tokens, guesses)
-			for _, play := range []struct{ chunk, drafts int }{{1000, 0}, {37, 0}, {1, 3}, {16, 5}} {
-				got := guessed(t, b, 1, pages(40), prompt, tokens, play.chunk, play.drafts, guesses)
-				compared, different, furthest := sameGuesses(t, want, got)
-				t.Logf("chunks of %d, %d drafts: %d guesses, %d differ, log probabilities by up to %.3f", play.chunk, play.drafts, compared, different, furthest)
-				require.Greater(t, compared, 10)
+			plays := []*telling{{chunk: 1000, guesses: 4}, {chunk: 37, guesses: 4}, {chunk: 1, drafts: 3, guesses: 2}, {chunk: 16, drafts: 5, guesses: 5}}
+			for i, q := range plays {
+				q.slot, q.prompt = i, randomPrompt(uint64(5+i), c.prompt-i, cfg.VocabSize)
+				// What the model says is the device's own: it may differ from the CPU's where two tokens are as good.
+				for _, r := range play(t, b, i, q.prompt, len(q.prompt), says, backend.Sampling{}, false) {
+					q.says = append(q.says, r.Token)
+				}
+			}
+			check := func(what string, q *telling) {
+				want := guessesBehind(t, host, q)
+				compared, different, furthest := sameGuesses(t, want, q.got)
+				t.Logf("%s, chunks of %d, %d drafts: %d guesses, %d differ, log probabilities by up to %.3f", what, q.chunk, q.drafts, compared, different, furthest)
+				require.Greater(t, compared, 5)
 				require.LessOrEqual(t, different*c.turned, compared)
 				require.LessOrEqual(t, furthest, c.tolerance)
+			}
+			for _, q := range plays {
+				alone := *q
+				tell(t, b, &alone)
+				check("alone", &alone)
+			}
+			tell(t, b, plays...)
+			for _, q := range plays {
+				check("together", q)
 			}
 		})
 	}
@@ -159,20 +215,20 @@ func TestDraftHead(t *testing.T) {
 
 // guessesBehind is what the head guesses behind each token of a text that is given: masks leave the model no other, so it does not matter what it
 // would say.
-func guessesBehind(t *testing.T, b backend.Backend, pages, prompt, says []int32, guesses int) [][]backend.Guess {
+func guessesBehind(t *testing.T, b backend.Backend, q *telling) [][]backend.Guess {
 	var out backend.Result
-	all := make([][]backend.Guess, len(says))
-	row := backend.Row{Start: &backend.Start{}, Tokens: prompt}
-	for i, token := range says {
+	all := make([][]backend.Guess, len(q.says))
+	row := backend.Row{Start: &backend.Start{}, Tokens: q.prompt}
+	for i, token := range q.says {
 		row.Mask = make([]uint32, (b.Info().VocabSize+31)/32)
 		row.Mask[token/32] |= 1 << (token % 32)
-		row.Pages, row.Sample, row.Follow, row.Guess = pages, true, true, guesses
+		row.Pages, row.Sample, row.Follow, row.Guess = pagesOf(b, 0), true, true, q.guesses
 		id, err := b.Launch(&backend.Batch{Rows: []backend.Row{row}})
 		require.NoError(t, err)
 		require.NoError(t, b.Wait(id, &out))
 		require.Equal(t, token, out.Rows[0].Token)
 		all[i] = append([]backend.Guess(nil), out.Rows[0].Guesses...)
-		row = backend.Row{Position: len(prompt) + i}
+		row = backend.Row{Position: len(q.prompt) + i}
 	}
 	return all
 }

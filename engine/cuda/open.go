@@ -134,6 +134,7 @@ func Open(cfg *model.Config, w *weights.Store, o backend.Options) (*Backend, err
 type settings struct {
 	noPDL    bool
 	blasOnly bool // products of more than 16 tokens are all cuBLASLt's, none gemm_sm90's
+	noBlas   bool // cuBLASLt is not opened: products that are its are not to be asked for
 	stamps   bool // kernels note when they began: see timeline_test.go
 	delays   int  // nanoseconds at most that warps sleep where kernels meet: see races_test.go
 	cacheDir string
@@ -246,7 +247,9 @@ func (b *Backend) open(cfg *model.Config, w *weights.Store, o backend.Options, s
 	b.compiler.edit = set.edit
 	b.functions, b.modules = map[unit]*driver.Function{}, map[unit]driver.Module{}
 	var warm errgroup.Group
-	warm.Go(b.openBlas)
+	if !set.noBlas {
+		warm.Go(b.openBlas)
+	}
 	if err := errors.Join(b.load(parts, o.Progress), warm.Wait()); err != nil {
 		return err
 	}

@@ -93,12 +93,15 @@ func (s *Scheduler) coverDrafts(r *Request, n int) int {
 	return min(n, len(r.pages)*s.cfg.PageSize-r.computed)
 }
 
+// draftsFrom is the fewest tokens of a request that can be guessed: the first is sampled behind its prompt, and the last needs no drafts.
+const draftsFrom = 3
+
 // planGuesses has the draft head read the rows of requests that use it, and guess behind those that sample where that pays. Guesses are
 // drafts of the next step; the head writes to their pages already.
 func (s *Scheduler) planGuesses(b *backend.Batch, st *step) {
 	for i := range st.rows {
 		r, row := st.rows[i].r, &b.Rows[i]
-		if r.head == nil {
+		if r.head == nil || r.MaxNewTokens < draftsFrom {
 			continue
 		}
 		if row.Follow = s.guesses.Follow(r.head); !row.Follow || !row.Sample {

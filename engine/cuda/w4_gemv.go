@@ -14,6 +14,7 @@ const (
 	w4GemvProducts = 4 // the most of one kernel: o, gate_up, down and the next layer's qkv
 	w4GemvCounters = 4 // u32 behind w4_gemm's
 	w4GemvRing     = 5 // the fewest steps that keep memory busy
+	w4GemvLeast    = 3 // the fewest that are worth it, on devices of little shared memory
 )
 
 // w4GemvProduct mirrors Weights of w4_gemv.cu.
@@ -54,9 +55,12 @@ func (c *w4GemvCall) inRegisters() bool { return c.steps()*ceilDiv(c.m, 8) <= 4 
 
 // w4GemvTile is how w4_gemv lays out shared memory: steps that each warp's ring has room for, steps of an x that is kept there (0: it streams beside W),
 // columns of the widest norm.
-type w4GemvTile struct{ ring, xSteps, gamma, grid, smem int }
+type w4GemvTile struct {
+	ring, xSteps, gamma, grid, smem int
+	deep                            bool // the ring keeps memory busy
+}
 
-// w4GemvTileOf lays out shared memory for calls, which follow each other. ok is false where they leave no room for a ring that keeps memory busy.
+// w4GemvTileOf lays out shared memory for calls, which follow each other. ok is false where they leave no room for a ring.
 func w4GemvTileOf(calls []*w4GemvCall) (t w4GemvTile, ok bool) {
 	first, needed := calls[0], 1
 	for _, c := range calls {
@@ -73,7 +77,7 @@ func w4GemvTileOf(calls []*w4GemvCall) (t w4GemvTile, ok bool) {
 			normsLarge = normsLarge || c.norm
 		}
 	}
-	fits := func() bool { // struct Shared of w4_gemv.cu, and x behind it
+	lay := func() { // struct Shared of w4_gemv.cu, and x behind it
 		tiles, scales := ceilDiv(first.m, 8), w4Scales(first.k, first.w.Group)
 		slot := mmaWarps * (2*w4Step*8/2 + 2*scales*8*4)
 		t.smem = 2*mmaWarps*(tiles*128+4)*4 + mmaWarps*16*4 + 16*4 + max(t.gamma, 8)*bf16Bytes + tiles*4*8 + mmaWarps*t.xSteps*4*first.m*64
@@ -82,16 +86,13 @@ func w4GemvTileOf(calls []*w4GemvCall) (t w4GemvTile, ok bool) {
 		}
 		t.ring = min((first.device.MaxSmem-t.smem)/slot, max(2, needed))
 		t.smem += t.ring * slot
-		return t.ring >= min(w4GemvRing, max(2, needed))
+		t.deep = t.ring >= min(w4GemvRing, max(2, needed))
 	}
-	if fits() {
-		return t, true
-	}
-	if t.xSteps > 0 && !normsLarge {
+	if lay(); !t.deep && t.xSteps > 0 && !normsLarge {
 		t.xSteps = 0
-		return t, fits()
+		lay()
 	}
-	return t, false
+	return t, t.ring >= min(w4GemvLeast, max(2, needed))
 }
 
 // w4GemvCall is the product on w4_gemv, if that takes it.
@@ -118,7 +119,7 @@ func (p *planner) linkInt4(nodes []node) []node {
 			if !ok || len(calls) > 0 && c.rowGroup() != calls[0].rowGroup() {
 				break
 			}
-			if _, fits := w4GemvTileOf(append(calls, c)); !fits {
+			if t, _ := w4GemvTileOf(append(calls, c)); !t.deep {
 				break
 			}
 			calls = append(calls, c)

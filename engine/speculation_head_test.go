@@ -106,3 +106,37 @@ func TestDraftHeadChangesNothing(t *testing.T) {
 		})
 	}
 }
+
+// TestWrongHeadIsLeftAlone: a head of made-up weights is nearly always wrong. The output is what it would be without, and soon nothing is verified.
+func TestWrongHeadIsLeftAlone(t *testing.T) {
+	target, err := tinymodel.Dir("llama")
+	require.NoError(t, err)
+	o := DefaultOptions()
+	o.LoadFormat, o.SkipTokenizerInit, o.Device, o.Threads, o.DisableRadixCache = "dummy", true, "cpu", 1, true
+	open := func(o Options) *Engine {
+		e, err := Open(context.Background(), target, WithOptions(o))
+		require.NoError(t, err)
+		t.Cleanup(func() { require.NoError(t, e.Close()) })
+		return e
+	}
+	plain := open(o)
+	o.SpeculativeAlgorithm = eagle3
+	o.SpeculativeDraftModel, err = tinymodel.Dir(tinymodel.DraftHead)
+	require.NoError(t, err)
+	e := open(o)
+	const requests, tokens = 12, 200
+	said := map[int]int{}
+	for i := range requests {
+		r := Request{InputIDs: []int32{int32(3 + i), int32(40 + i), 7}, Sampling: DefaultSampling(tokens)}
+		r.Sampling.IgnoreEOS = true
+		want, err := plain.Generate(context.Background(), r)
+		require.NoError(t, err)
+		got, err := e.Generate(context.Background(), r)
+		require.NoError(t, err)
+		require.Equal(t, want.TokenIDs, got.TokenIDs, "request %d", i)
+		said[i/(requests/2)] = int(e.Stats().DraftTokensTotal)
+	}
+	early, late := said[0], said[1]-said[0]
+	t.Logf("%d drafts in the first half of %d tokens, %d in the second", early, requests*tokens, late)
+	require.Less(t, late, requests*tokens/2/20)
+}

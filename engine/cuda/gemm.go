@@ -17,7 +17,7 @@ const (
 	gemmTokens     = 128 // the most tokens it takes
 	gemmPays       = 128 // the most tokens for which it beats cuBLASLt: docs/perf-log.md
 	gemmMostRows   = 256 // rows of W of a tile, the widest that a warpgroup multiplies
-	headChooses    = 16  // the most rows whose tokens the head chooses in its epilogue (gemv_mma's)
+	headChooses    = 128 // the most rows whose tokens the head chooses in its epilogue, gemv_mma's or gemm_sm90's
 	gemmStep       = 64  // columns of a stage
 	gemmThreads    = 320
 	gemmStageBytes = 208 << 10 // of shared memory

@@ -16,12 +16,12 @@ import (
 	"github.com/tokamak-engine/tokamak/engine/weights"
 )
 
-// BenchmarkLarge times gemm_large_sm90's tiles on the products of a layer of 8B beside cuBLASLt (for gate_up with silu_mul behind it, which the
+// BenchmarkLarge times gemm_large_sm90's tiles on the products of a layer of 8B, and its head's, beside cuBLASLt (for gate_up with silu_mul behind it, which the
 // tiles have in their epilogue), in turn: chains of one product over weights that differ, in a graph.
 //
 //	go test -tags cuda ./engine/cuda -run '^$' -bench 'Large$' -benchtime 1x
 func BenchmarkLarge(b *testing.B) {
-	const chainBytes, rounds, most = 700 << 20, 5, 8192
+	const chainBytes, rounds, most = 1100 << 20, 5, 8192
 	s := testShapes()["llama-8b"]
 	r := newRig(b, s)
 	if r.device.SM != 90 {
@@ -52,7 +52,13 @@ func BenchmarkLarge(b *testing.B) {
 		}
 		return slices.Compact(tiles)
 	}
-	products := func(m int) []linear { return []linear{s.qkv(m), s.o(m), s.gateUp(m), s.down(m)} }
+	products := func(m int) []linear {
+		all := []linear{s.qkv(m), s.o(m), s.gateUp(m), s.down(m)}
+		if m <= s.MaxRows {
+			all = append(all, headLinear(s, m, true))
+		}
+		return all
+	}
 	ops := []op{siluMulOp(r.device, s, &buffers{}, 1)}
 	for _, m := range tokens {
 		for _, l := range products(m) {
@@ -67,7 +73,7 @@ func BenchmarkLarge(b *testing.B) {
 			bytes := l.n * l.k * bf16Bytes
 			links := 2
 			if m < 2048 {
-				links = min(8, chainBytes/bytes)
+				links = max(1, min(8, chainBytes/bytes))
 			}
 			var variants []*variant
 			add := func(name string, link func(w ptr) []node) {
@@ -92,7 +98,7 @@ func BenchmarkLarge(b *testing.B) {
 				variants = append(variants, &variant{name: name, l: l, graph: g})
 			}
 			add("cuBLASLt", func(w ptr) []node {
-				g := &driver.GEMM{M: m, N: l.n, K: l.k, W: w, X: x, Y: y, Accumulate: l.end == epilogueResidual}
+				g := &driver.GEMM{M: m, N: l.n, K: l.k, W: w, X: x, Y: y, Accumulate: l.end == epilogueResidual, F32: l.end == epilogueHeadLogits}
 				if l.end != epilogueSwiGLU {
 					return []node{{gemm: g}}
 				}
@@ -106,7 +112,7 @@ func BenchmarkLarge(b *testing.B) {
 				if t == l.largeTile(r.device) {
 					name += " chosen"
 				}
-				add(name, func(w ptr) []node { return nodesOf(l.callLarge(r.device, t, w, x, largeParams{Y: y}).op()) })
+				add(name, func(w ptr) []node { return nodesOf(l.callLarge(r.device, t, w, x, largeParams{Y: y, Logits: y}).op()) })
 			}
 			for range rounds {
 				for _, v := range variants {

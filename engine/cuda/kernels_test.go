@@ -198,8 +198,9 @@ func TestBuckets(t *testing.T) {
 	for _, c := range []struct{ in, want stepShape }{
 		{stepShape{rows: 3, decode: 3, tokens: 3, samples: 3}, stepShape{rows: 3, decode: 3, tokens: 3, samples: 3}},
 		{stepShape{rows: 5, decode: 5, tokens: 5, samples: 5}, stepShape{rows: 6, decode: 6, tokens: 6, samples: 6}},
-		{stepShape{rows: 17, decode: 17, tokens: 17, samples: 17}, stepShape{rows: 24, decode: 24, tokens: 24, samples: 24, full: true}},
-		{stepShape{rows: 49, decode: 49, tokens: 49, samples: 49}, stepShape{rows: 64, decode: 64, tokens: 64, samples: 64, full: true}},
+		{stepShape{rows: 17, decode: 17, tokens: 17, samples: 17}, stepShape{rows: 24, decode: 24, tokens: 24, samples: 24}},
+		{stepShape{rows: 49, decode: 49, tokens: 49, samples: 49}, stepShape{rows: 64, decode: 64, tokens: 64, samples: 64}},
+		{stepShape{rows: 129, decode: 129, tokens: 129, samples: 129}, stepShape{rows: 160, decode: 160, tokens: 160, samples: 160, full: true}},
 		{stepShape{rows: 1, tokens: 5, samples: 1, longest: 5}, stepShape{rows: 1, tokens: 6, samples: 1, longest: 6}},
 		{stepShape{rows: 6, decode: 5, tokens: 105, samples: 5, longest: 100}, stepShape{rows: 6, decode: 5, tokens: 128, samples: 6, longest: 128}},
 		{stepShape{rows: 1, tokens: 100, longest: 100}, stepShape{rows: 1, tokens: 128, longest: 128}},

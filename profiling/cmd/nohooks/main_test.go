@@ -4,6 +4,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"strings"
 	"testing"
 
 	"github.com/stretchr/testify/assert"
@@ -39,4 +40,14 @@ func TestAFileThatIsNoGo(t *testing.T) {
 	require.NoError(t, os.WriteFile(path, []byte("package"), 0o600))
 	_, err := empty(path)
 	assert.Error(t, err)
+}
+
+func TestStepsOverHiddenOnes(t *testing.T) {
+	cmd := exec.Command("awk", "-f", "hidden.awk")
+	cmd.Stdin = strings.NewReader("BenchmarkOneBatch/batch=1/phase=decode 1 2.2 decode-ms 9 decode-p99-ms\n" +
+		"BenchmarkOneBatch/batch=1/phase=overlap 1 9 decode-p99-ms 2.0 decode-ms\nBenchmarkOneBatch/batch=1/phase=total 1 5 total-ms\n" +
+		"BenchmarkOneBatch/batch=8/phase=decode 1 3 decode-ms\n")
+	out, err := cmd.CombinedOutput()
+	require.NoError(t, err, string(out))
+	assert.Equal(t, "Unit sync/hidden better=lower\nBenchmarkOneBatch/batch=1/phase=decode 1 1.1 sync/hidden\n", string(out), "a case that hides nothing gives no row")
 }

@@ -25,6 +25,8 @@ const (
 	paceMargin = time.Millisecond
 	// paceAtLeast is the shortest step that is worth a wait.
 	paceAtLeast = 3 * time.Millisecond
+	// timerSlack is how late a timer may be where all threads sleep: the runtime then waits for whole milliseconds.
+	timerSlack = time.Millisecond
 )
 
 // launched notes how long the host took to plan and launch a step. Prompts take milliseconds where their kernels are launched one by one.
@@ -54,7 +56,7 @@ func (p *pace) wait(s *trace.Step, prompts bool) time.Duration {
 func (l *loop) linger() bool {
 	f := &l.flights[0]
 	for {
-		left := f.began.Add(l.pace.wait(&f.step, l.sched.HasPrompts())).Sub(l.now())
+		left := f.began.Add(l.pace.wait(&f.step, l.sched.HasPrompts())).Sub(l.now()) - timerSlack
 		if left <= 0 {
 			return true
 		}

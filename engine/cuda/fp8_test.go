@@ -304,8 +304,7 @@ func TestFP8Dequant(t *testing.T) {
 	}
 }
 
-// TestFP8Blas holds cuBLASLt's products of e4m3 against exact ones of the same quantised values. Its sums are the matrix units' own, of
-// fewer bits than fp32.
+// TestFP8Blas holds cuBLASLt's products of e4m3, summed as a step has them summed, against exact ones of the same quantised values.
 func TestFP8Blas(t *testing.T) {
 	for _, c := range []struct{ m, n, k int }{{17, 576, 576}, {64, 1024, 4096}, {100, 512, 14336}, {256, 960, 576}, {300, 1536, 1024}} {
 		t.Run(fmt.Sprintf("m=%d/n=%d/k=%d", c.m, c.n, c.k), func(t *testing.T) {
@@ -328,7 +327,8 @@ func TestFP8Blas(t *testing.T) {
 				p.plain[i] = toBF16(v)
 			}
 			for _, end := range []epilogue{epilogueStore, epilogueBias, epilogueResidual} {
-				call := driver.GEMM{M: c.m, N: c.n, K: c.k, W: w.Data, X: b.QX, Y: r.room(c.m * c.n * bf16Bytes), FP8: true, WScale: w.Scales, XScale: b.QScale}
+				call := driver.GEMM{M: c.m, N: c.n, K: c.k, W: w.Data, X: b.QX, Y: r.room(c.m * c.n * bf16Bytes), FP8: true, WScale: w.Scales, XScale: b.QScale,
+					FastSums: c.k <= fastSumsColumns}
 				var before []float32
 				switch end {
 				case epilogueBias:

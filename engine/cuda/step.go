@@ -313,13 +313,19 @@ func (b *Backend) hooks(batch *backend.Batch, st *step) (h hooks, err error) {
 				return err
 			}
 			for _, r := range st.rows {
-				for at := 0; r.targets && at < r.tokens; at += targetRows {
+				if !r.targets {
+					continue
+				}
+				for at := 0; at < r.tokens; at += targetRows {
 					if err := b.enqueue(b.planner.targets(r.token+at, min(targetRows, r.tokens-at))); err != nil {
 						return err
 					}
 				}
+				if err := driver.CopyToHost(out.Bytes[4*r.token:][:4*r.tokens], b.buffers.TargetLogProbs+ptr(4*r.token), b.stream); err != nil {
+					return err
+				}
 			}
-			return driver.CopyToHost(out.Bytes, b.buffers.TargetLogProbs, b.stream)
+			return nil
 		}
 	}
 	if st.logits {

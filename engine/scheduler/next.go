@@ -23,7 +23,7 @@ func (s *Scheduler) Next(b *backend.Batch) *Plan {
 	}
 	s.bound = s.cfg.MaxTokens
 	if s.cfg.MixedTokens > 0 && s.plan.DecodeRows > 0 {
-		s.bound = min(s.bound, s.plan.Tokens+max(s.cfg.MixedTokens, s.backlog()/backlogPart))
+		s.bound = min(s.bound, wholeTiles(s.plan.Tokens, s.plan.Tokens+max(s.cfg.MixedTokens, s.backlog()/backlogPart)))
 	}
 	s.planPrefill(b, st)
 	s.admit(b, st)
@@ -65,21 +65,33 @@ func (s *Scheduler) budget() int {
 	return s.bound - s.plan.Tokens
 }
 
+// tile is what matrix units take tokens in: a step that ends inside one pays for all of it.
+const tile = 128
+
+// wholeTiles is bound less what lies past its last whole tile, if that leaves more than planned.
+func wholeTiles(planned, bound int) int {
+	if whole := bound - bound%tile; whole > planned {
+		return whole
+	}
+	return bound
+}
+
 // backlogPart: a queue is served within about as many steps, however long it is.
 const backlogPart = 8
 
-// backlog is the number of prompt tokens that wait to be computed, of the first requests of the queue.
+// backlog is about how many prompt tokens wait to be computed. Of a long queue it looks at the first and takes the others to be like them.
 func (s *Scheduler) backlog() int {
-	n := 0
+	begun, first := 0, 0
 	for _, r := range s.running {
 		if r.state == running && !r.sampled {
-			n += r.remaining()
+			begun += r.remaining()
 		}
 	}
-	for _, r := range s.waiting[:min(len(s.waiting), policyWindow)] {
-		n += r.remaining()
+	window := min(len(s.waiting), policyWindow)
+	for _, r := range s.waiting[:window] {
+		first += r.remaining()
 	}
-	return n
+	return begun + first*len(s.waiting)/max(1, window)
 }
 
 // planDecode gives every request that has its prompt behind it one row. Decode rows come first: they are one token each, and

@@ -29,7 +29,7 @@ type Config struct {
 	// is cut only if none could.
 	ChunkSize int
 	// MixedTokens is the most prompt tokens of a step that has decode rows too, whose tokens all come later for each of them. A long
-	// queue gets more: a backlogPart-th of what waits. 0: no such bound.
+	// queue gets more: a backlogPart-th of what waits. The step ends with a whole tile where it can. 0: no such bound.
 	MixedTokens int
 	Policy      Policy
 	PrefixCache bool

@@ -3,6 +3,7 @@ package scheduler_test
 import (
 	"fmt"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 
@@ -16,7 +17,7 @@ import (
 // are letters; what the fake model samples follows from them. Commands:
 //
 //	new rows=N tokens=N context=N page=N pages=N [chunk=N] [lpm] [prefix]
-//	add NAME PROMPT new=N [min=N] [stop=TOKEN] [constrained] [logprobs]
+//	add NAME PROMPT new=N [times=N] [min=N] [stop=TOKEN] [constrained] [logprobs]
 //	cancel NAME, mask NAME, launch, await
 func TestScripts(t *testing.T) {
 	paths, err := filepath.Glob("testdata/*.txt")
@@ -71,6 +72,9 @@ func (s *script) run(t *testing.T, d *datadriven.TestData) {
 		for _, letter := range d.CmdArgs[1].Key {
 			r.Prompt = append(r.Prompt, letter-'a')
 		}
+		times := 1
+		d.MaybeScanArgs(t, "times", &times)
+		r.Prompt = slices.Repeat(r.Prompt, times)
 		d.ScanArgs(t, "new", &r.MaxNewTokens)
 		if d.HasArg("stop") {
 			var stop int32

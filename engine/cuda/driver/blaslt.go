@@ -64,15 +64,15 @@ static void gemmFree(gemm *g) {
 	free(g);
 }
 // gemmNew plans y[m,n] = x[m,k] * w[n,k]^T (+ bias[n]) (+ y), all row-major. To cuBLAS, which counts by columns, that is
-// y'[n,m] = w'^T x' with w' [k,n] and x' [k,m]. With fp8, w and x are e4m3 with an f32 scale for each row, and sums are the matrix units' own
-// ("fast"), as everybody takes them.
-static int gemmNew(void *handle, gemm **out, int m, int n, int k, int f32out, uintptr_t bias, int accumulate, int fp8, size_t workspace) {
+// y'[n,m] = w'^T x' with w' [k,n] and x' [k,m]. With fp8, w and x are e4m3 with an f32 scale for each row; fast leaves their sums to the matrix
+// units.
+static int gemmNew(void *handle, gemm **out, int m, int n, int k, int f32out, uintptr_t bias, int accumulate, int fp8, int fast, size_t workspace) {
 	gemm *g = calloc(1, sizeof *g);
 	void *pref = NULL;
 	int epilogue = EPILOGUE_BIAS, in = fp8 ? TYPE_8F_E4M3 : TYPE_16BF, type = f32out ? TYPE_32F : TYPE_16BF, found = 0;
 	int s = lt.descCreate(&g->desc, COMPUTE_32F, TYPE_32F);
 	if (!s) s = setInt(g->desc, DESC_TRANSA, OP_T);
-	if (!s && fp8) s = lt.descSet(g->desc, DESC_FAST_ACCUM, &(signed char){1}, 1);
+	if (!s && fp8) s = lt.descSet(g->desc, DESC_FAST_ACCUM, &(signed char){fast}, 1);
 	if (!s && fp8) s = setInt(g->desc, DESC_A_SCALE_MODE, SCALE_OUTER_VEC_32F);
 	if (!s && fp8) s = setInt(g->desc, DESC_B_SCALE_MODE, SCALE_OUTER_VEC_32F);
 	if (!s && fp8) s = setScales(g, 16, 16); // the choice of an algorithm looks at their alignment
@@ -132,6 +132,7 @@ type BlasLt struct {
 type gemmKey struct {
 	m, n, k                    int
 	f32, bias, accumulate, fp8 bool
+	fastSums                   bool
 }
 
 type gemmPlan struct {
@@ -168,6 +169,9 @@ type GEMM struct {
 	// MinBlasLtFP8, and N and K that are multiples of 16.
 	FP8            bool
 	WScale, XScale Ptr
+	// FastSums leaves the sums of FP8 to the matrix units, which on Hopper keep 14 bits of them; without it they go on in fp32 every so many
+	// columns.
+	FastSums bool
 }
 
 // MinBlasLtFP8 is the first version that scales rows: 12.9.
@@ -188,12 +192,12 @@ func (b *BlasLt) Plan(p GEMM) error {
 }
 
 func (b *BlasLt) plan(p GEMM) (*gemmPlan, error) {
-	key := gemmKey{p.M, p.N, p.K, p.F32, p.Bias != 0, p.Accumulate, p.FP8}
+	key := gemmKey{p.M, p.N, p.K, p.F32, p.Bias != 0, p.Accumulate, p.FP8, p.FastSums}
 	if plan := b.plans[key]; plan != nil {
 		return plan, nil
 	}
 	plan := &gemmPlan{bias: p.Bias}
-	status := C.gemmNew(b.handle, &plan.g, C.int(p.M), C.int(p.N), C.int(p.K), cBool(p.F32), C.uintptr_t(p.Bias), cBool(p.Accumulate), cBool(p.FP8), C.size_t(b.workspaceBytes))
+	status := C.gemmNew(b.handle, &plan.g, C.int(p.M), C.int(p.N), C.int(p.K), cBool(p.F32), C.uintptr_t(p.Bias), cBool(p.Accumulate), cBool(p.FP8), cBool(p.FastSums), C.size_t(b.workspaceBytes))
 	if status != 0 {
 		return nil, ltCheck(fmt.Sprintf("cublasLt heuristics for M=%d N=%d K=%d fp8=%v", p.M, p.N, p.K, p.FP8), status)
 	}

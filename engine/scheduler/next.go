@@ -65,8 +65,9 @@ func (s *Scheduler) budget() int {
 	return s.bound - s.plan.Tokens
 }
 
-// tile is what matrix units take tokens in: a step that ends inside one pays for all of it.
-const tile = 128
+// tile is what large products take tokens in: a step that ends inside one pays for all of it (8B on an H200, 32 rows and a prompt: 256 tokens
+// took 8.1 ms, 320 took 12.0, 512 took 13.2, 576 took 17.9).
+const tile = 256
 
 // wholeTiles is bound less what lies past its last whole tile, if that leaves more than planned.
 func wholeTiles(planned, bound int) int {
@@ -77,7 +78,7 @@ func wholeTiles(planned, bound int) int {
 }
 
 // backlogPart: a queue is served within about as many steps, however long it is.
-const backlogPart = 8
+const backlogPart = 4
 
 // backlog is about how many prompt tokens wait to be computed. Of a long queue it looks at the first and takes the others to be like them.
 func (s *Scheduler) backlog() int {

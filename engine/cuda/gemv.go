@@ -54,7 +54,11 @@ func (l linear) outputs() int {
 // gemvTile picks the rows that a warp reads at once: more than one where a row alone would leave too few loads in flight, but
 // not so many that warps go idle.
 func (l linear) gemvTile(d device) gemvTile {
-	steps := ceilDiv(l.k, 256)
+	step := 256 // columns of a warp's loads
+	if l.fp8 {
+		step = 512
+	}
+	steps := ceilDiv(l.k, step)
 	warps := 2 * d.SMs * gemvWarps
 	best, bestCost := 1, 0
 	for _, rows := range []int{1, 2, 4, 8} {
@@ -78,7 +82,7 @@ func (l linear) gemvTile(d device) gemvTile {
 	if best == 1 {
 		chunks = ceilDiv(steps, gemvLoads)
 	}
-	padded := chunks * ceilDiv(steps, chunks) * 256
+	padded := chunks * ceilDiv(steps, chunks) * step
 	return gemvTile{rows: best, grid: min(2*d.SMs, ceilDiv(ceilDiv(l.outputs(), perUnit), gemvWarps)), smem: l.m * padded * bf16Bytes}
 }
 
@@ -135,7 +139,7 @@ func (l linear) mmaTileOf(d device, best int) mmaTile {
 
 // useCores tells whether gemv takes the product.
 func (l linear) useCores(d device) bool {
-	return !l.fp8 && l.m <= coreTokens && l.gemvTile(d).smem <= d.MaxSmem
+	return l.m <= coreTokens && l.gemvTile(d).smem <= d.MaxSmem
 }
 
 func (l linear) grid(d device) int {
@@ -154,6 +158,10 @@ func (l linear) op(d device, p linearParams) op {
 	o := op{Name: l.name, PDL: true, Params: paramBytes(&p),
 		Bytes: int64(l.n)*int64(l.k)*bf16Bytes + int64(l.m)*int64(l.k+l.outputs())*bf16Bytes, FLOPs: 2 * int64(l.m) * int64(l.n) * int64(l.k)}
 	defines := fmt.Sprintf("EPILOGUE=%d K=%d N=%d NORM=%d", l.end, l.k, l.n, norm)
+	if l.fp8 {
+		defines = "FP8=1 " + defines
+		o.Bytes -= int64(l.n) * int64(l.k)
+	}
 	if l.useCores(d) {
 		t := l.gemvTile(d)
 		o.Unit = unit{"gemv.cu", "gemv", fmt.Sprintf("%s M=%d ROWS_PER_PASS=%d", defines, l.m, t.rows)}
@@ -161,10 +169,6 @@ func (l linear) op(d device, p linearParams) op {
 		return o
 	}
 	t := l.mmaTile(d)
-	if l.fp8 {
-		defines = "FP8=1 " + defines
-		o.Bytes -= int64(l.n) * int64(l.k)
-	}
 	o.Unit = unit{"gemv_mma.cu", "gemv_mma", fmt.Sprintf("%s M=%d BLOCKS=%d", defines, pad(l.m, 8), t.blocks)}
 	o.Grid, o.Block, o.Smem = [3]int{t.grid, 1, 1}, mmaThreads, t.smem
 	return o

@@ -60,6 +60,17 @@ DEVICE u32 pack_f16(float lo, float hi) {
 	asm("cvt.rn.f16x2.f32 %0, %1, %2;" : "=r"(d) : "f"(hi), "f"(lo));
 	return d;
 }
+DEVICE void put_f16(f16* to, float v) { to->bits = (u16)pack_f16(v, 0.f); }
+DEVICE float f16_lo(u32 pair) {
+	float d;
+	asm("{\n.reg .b16 lo, hi;\nmov.b32 {lo, hi}, %1;\ncvt.f32.f16 %0, lo;\n}" : "=f"(d) : "r"(pair));
+	return d;
+}
+DEVICE float f16_hi(u32 pair) {
+	float d;
+	asm("{\n.reg .b16 lo, hi;\nmov.b32 {lo, hi}, %1;\ncvt.f32.f16 %0, hi;\n}" : "=f"(d) : "r"(pair));
+	return d;
+}
 // widen_e4m3 gives four e4m3 values as f16 pairs (bytes 0 and 1, bytes 2 and 3), exactly. NaN stays NaN where the machine has the instruction.
 DEVICE uint2 widen_e4m3(u32 v) {
 	uint2 d;

@@ -13,7 +13,7 @@ import (
 
 // Weights of e4m3 with a scale for each row: how they lie on the device (fp8.cuh says why), and their products.
 //
-// Up to gemvRows tokens x stays bf16 (W8A16) and gemv_mma widens W in registers; up to gemmFP8Pays gemm_fp8_sm90 does. Beyond, x is rounded to
+// Up to gemvRows tokens x stays bf16 (W8A16) and gemv and gemv_mma widen W in registers; up to gemmFP8Pays gemm_fp8_sm90 does. Beyond, x is rounded to
 // e4m3 with a scale for each token (W8A8) and cuBLASLt multiplies; where it cannot, W becomes bf16 first.
 
 // fp8Group is the number of columns whose bytes stand in an order of their own. Rows are whole groups, and cuBLASLt wants as many of them.

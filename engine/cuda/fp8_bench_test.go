@@ -129,8 +129,8 @@ func fp8Products(b *testing.B, be *Backend) {
 				if t.cost(l, be.device) > 1.5*best {
 					continue
 				}
-				add(fmt.Sprintf("%s m=%d gemm g=%d s=%d", l.name, m, t.groups, t.split), func(w layerWeights) node {
-					o := l.fp8Op(be.device, t, of(w), x, gemmFP8Params{Y: y})
+				add(fmt.Sprintf("%s m=%d gemm g=%d t=%d s=%d", l.name, m, t.groups, t.turns, t.split), func(w layerWeights) node {
+					o := (&fp8Call{linear: l, tile: t, w: of(w), x: x, params: gemmFP8Params{Y: y}, xF16: i != 1, yF16: l.end == epilogueSwiGLU}).op(be.device)
 					return node{op: &o}
 				})
 			}

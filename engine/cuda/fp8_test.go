@@ -7,6 +7,8 @@ import (
 	"fmt"
 	"math"
 	"os"
+	"slices"
+	"strings"
 	"testing"
 
 	"github.com/stretchr/testify/require"
@@ -60,6 +62,20 @@ func TestFP8Plans(t *testing.T) {
 	}
 }
 
+// TestFP8Links holds which products of a step gemm_fp8_sm90 hands to itself as f16: those behind a norm that it makes, and down.
+func TestFP8Links(t *testing.T) {
+	d, s := testDevices["sm_90"], testShapes()["llama-8b"]
+	p := &planner{device: d, shape: fp8Shape(s, true), buffers: &buffers{}, layers: fp8Layers(2)}
+	var got []string
+	for _, n := range p.step(stepShape{rows: 32, decode: 32, tokens: 32, samples: 32}.padded(), hooks{}) {
+		if n.fp8 != nil {
+			got = append(got, fmt.Sprintf("%s %v %v", n.fp8.name, n.fp8.xF16, n.fp8.yF16))
+		}
+	}
+	layer := []string{"gemm_fp8_o false false", "gemm_fp8_gate_up true true", "gemm_fp8_down true false"}
+	require.Equal(t, slices.Concat([]string{"gemm_fp8_qkv false false"}, layer, []string{"gemm_fp8_qkv true false"}, layer), got)
+}
+
 // fp8Product is newProduct of a weight of e4m3.
 func fp8Product(r *rig, m, n, k int, norm bool) (*exactProduct, weight) {
 	r.Helper()
@@ -78,14 +94,14 @@ func fp8Product(r *rig, m, n, k int, norm bool) (*exactProduct, weight) {
 	return productWith(r, m, n, k, w, norm), weight{Format: formatFP8, Data: put(r, bytes), Scales: put(r, scales)}
 }
 
-// TestFP8GEMV holds gemv_mma with weights of e4m3 against exact products of their values, for every epilogue.
+// TestFP8GEMV holds gemv and gemv_mma with weights of e4m3 against exact products of their values, for every epilogue.
 func TestFP8GEMV(t *testing.T) {
 	shapes := []struct{ n, k int }{{576, 1536}, {960, 576}, {512, 14336}, {2064, 4096}, {48, 64}, {1040, 2048}, {80, 16}, {176, 1008}}
 	ends := []epilogue{epilogueStore, epilogueBias, epilogueResidual, epilogueSwiGLU}
 	first := newRig(t, testShapes()["llama-8b"])
 	var units []unit
 	for _, c := range shapes {
-		for _, m := range []int{8, 16} {
+		for _, m := range []int{1, 2, 8, 16} {
 			for _, end := range ends {
 				for _, norm := range []bool{false, true} {
 					units = append(units, linear{m: m, n: c.n, k: c.k, norm: norm, end: end, fp8: true}.op(first.device, linearParams{}).Unit)
@@ -95,7 +111,7 @@ func TestFP8GEMV(t *testing.T) {
 	}
 	cache := first.compileAll(units)
 	for _, c := range shapes {
-		for _, m := range []int{1, 5, 9, 16} {
+		for _, m := range []int{1, 2, 5, 9, 16} {
 			t.Run(fmt.Sprintf("n=%d/k=%d/m=%d", c.n, c.k, m), func(t *testing.T) {
 				r := newRig(t, testShapes()["llama-8b"])
 				r.compiler.cache = cache
@@ -134,55 +150,99 @@ func (r *rig) compileAll(units []unit) *cubinCache {
 	return r.compiler.cache
 }
 
-// TestFP8GEMM holds gemm_fp8_sm90 against exact products: every epilogue and tile, numbers of tokens at edges, rows of W that do not fill a tile and
-// columns that do not fill a stage, CTAs that have many tiles.
+// f16Column is where column i of x lies in a row of what gemm_fp8_sm90 leaves to itself: of 16 columns 0, 8, 2, 10 .. 6, 14, 1, 9 .. 7, 15.
+func f16Column(i int) int {
+	i, j := i/fp8Group*fp8Group, i%fp8Group
+	return i + j%8/2*2 + j%2*8 + j/8
+}
+
+// asF16 makes room with x, m rows of k, as X_F16 of gemm_fp8_sm90.cu has it, of x that putTokens put at p.
+func (r *rig) asF16(p ptr, m, k int) ptr {
+	r.Helper()
+	to := r.room(pad(m, 8) * k * bf16Bytes)
+	bits := make([]uint16, m*k)
+	for i, b := range get[uint16](r, p, m*k) {
+		at := i/k*k + f16Column(i%k)
+		v := math.Float32bits(fromBF16(b) / 16)
+		if e := v >> 23 & 0xFF; e > 127-15 && e < 127+16 { // else it is small enough to be 0 here
+			bits[at] = uint16(v>>16&0x8000 | (e-127+15)<<10 | v>>13&0x3FF)
+		}
+	}
+	require.NoError(r, driver.Write(to, bytesOf(bits)))
+	return to
+}
+
+// getF16 reads what the kernel left to itself, m rows of k.
+func (r *rig) getF16(p ptr, m, k int) []float32 {
+	r.Helper()
+	bits, out := get[uint16](r, p, m*k), make([]float32, m*k)
+	for i := range out {
+		out[i] = 16 * weights.F16ToFloat32(bits[i/k*k+f16Column(i%k)])
+	}
+	return out
+}
+
+// fp8GEMMCases are products at the edges: numbers of tokens, rows of W that do not fill a tile and columns that do not fill a stage, CTAs that have
+// many tiles, each with one kind of x and of outputs.
+var fp8GEMMCases = []fp8Call{
+	{linear: linear{m: 17, n: 3072, k: 576}}, {linear: linear{m: 50, n: 1008, k: 1008}, xF16: true}, {linear: linear{m: 33, n: 1152, k: 896, end: epilogueBias}},
+	{linear: linear{m: 64, n: 2048, k: 512, end: epilogueResidual}, xF16: true}, {linear: linear{m: 40, n: 576, k: 1536, end: epilogueResidual}},
+	{linear: linear{m: 32, n: 512, k: 14336, end: epilogueResidual}, xF16: true}, {linear: linear{m: 20, n: 3072, k: 576, end: epilogueSwiGLU}, yF16: true},
+	{linear: linear{m: 64, n: 18432, k: 256, end: epilogueSwiGLU}, xF16: true}, {linear: linear{m: 31, n: 48, k: 16, end: epilogueBias}, xF16: true},
+	{linear: linear{m: 27, n: 18432, k: 256, end: epilogueSwiGLU}, xF16: true, yF16: true},
+}
+
+// TestFP8GEMM holds gemm_fp8_sm90 against exact products: every epilogue and tile.
 func TestFP8GEMM(t *testing.T) {
 	s := testShapes()["llama-1b"]
 	first := newRig(t, s)
 	if first.device.SM != 90 {
 		t.Skipf("%s has no warpgroup matrix units of sm_90a", first.device.Name)
 	}
-	cases := []linear{
-		{m: 17, n: 3072, k: 576}, {m: 50, n: 1008, k: 1008}, {m: 33, n: 1152, k: 896, end: epilogueBias}, {m: 64, n: 2048, k: 512, end: epilogueResidual},
-		{m: 40, n: 576, k: 1536, end: epilogueResidual}, {m: 32, n: 512, k: 14336, end: epilogueResidual}, {m: 20, n: 3072, k: 576, end: epilogueSwiGLU},
-		{m: 64, n: 18432, k: 256, end: epilogueSwiGLU}, {m: 31, n: 48, k: 16, end: epilogueBias},
-	}
 	var units []unit
-	for _, l := range cases {
-		for _, tile := range l.fp8Tiles(first.device) {
-			units = append(units, l.fp8Op(first.device, tile, weight{}, 0, gemmFP8Params{}).Unit)
+	for _, c := range fp8GEMMCases {
+		for _, c.tile = range c.fp8Tiles(first.device) {
+			units = append(units, c.op(first.device).Unit)
 		}
 	}
 	cache := first.compileAll(units)
-	for _, l := range cases {
-		t.Run(fmt.Sprintf("end=%d/m=%d/n=%d/k=%d", l.end, l.m, l.n, l.k), func(t *testing.T) {
+	for _, c := range fp8GEMMCases {
+		t.Run(fmt.Sprintf("end=%d/m=%d/n=%d/k=%d", c.end, c.m, c.n, c.k), func(t *testing.T) {
 			r := newRig(t, s)
 			r.compiler.cache = cache
-			p, w := fp8Product(r, l.m, l.n, l.k, false)
-			x, out, guard := r.putBF16(p.x), l.m*l.outputs(), 8*l.outputs() // tokens past the last one: nothing may be written there
+			var p *exactProduct
+			p, c.w = fp8Product(r, c.m, c.n, c.k, false)
+			c.x = r.putTokens(p.x, c.k)
+			if c.xF16 {
+				c.x = r.asF16(c.x, c.m, c.k)
+			}
+			out, guard := c.m*c.outputs(), 8*c.outputs() // tokens past the last one: nothing may be written there
 			var before []float32
-			params := gemmFP8Params{}
-			switch l.end {
+			switch c.end {
 			case epilogueBias:
-				before = r.normal(l.n, 1)
-				params.Bias = r.putBF16(before)
+				before = r.normal(c.n, 1)
+				c.params.Bias = r.putBF16(before)
 			case epilogueResidual:
 				before = r.normal(out, 1)
 			}
-			exact, plain := p.finish(l.end, before)
-			for _, tile := range l.fp8Tiles(r.device) {
-				params.Y = r.room((out + guard) * bf16Bytes)
-				if l.end == epilogueResidual {
+			exact, plain := p.finish(c.end, before)
+			for _, c.tile = range c.fp8Tiles(r.device) {
+				c.params.Y = r.room((out + guard) * bf16Bytes)
+				if c.end == epilogueResidual {
 					bits := make([]uint16, out)
 					for i, v := range before {
 						bits[i] = weights.BF16FromFloat32(v)
 					}
-					require.NoError(t, driver.Write(params.Y, bytesOf(bits)))
+					require.NoError(t, driver.Write(c.params.Y, bytesOf(bits)))
 				}
-				r.run(l.fp8Op(r.device, tile, w, x, params))
-				requireClose(t, exact, plain, r.getBF16(params.Y, out), fmt.Sprintf("%+v", tile))
-				for _, bits := range get[uint16](r, params.Y+ptr(out*bf16Bytes), guard) {
-					require.Equal(t, uint16(0xFFFF), bits, "%+v", tile)
+				r.run(c.op(r.device))
+				got := r.getBF16(c.params.Y, out)
+				if c.yF16 {
+					got = r.getF16(c.params.Y, c.m, c.outputs())
+				}
+				requireClose(t, exact, plain, got, fmt.Sprintf("%+v", c.tile))
+				for _, bits := range get[uint16](r, c.params.Y+ptr(out*bf16Bytes), guard) {
+					require.Equal(t, uint16(0xFFFF), bits, "%+v", c.tile)
 				}
 			}
 		})
@@ -202,13 +262,20 @@ func TestFP8GEMMNorm(t *testing.T) {
 		{linear{m: 64, n: 1008, k: 528, end: epilogueResidual}, linear{m: 64, n: 320, k: 1008, norm: true}},
 		{linear{m: 40, n: 12304, k: 144, end: epilogueResidual}, linear{m: 40, n: 64, k: 12304, norm: true}},
 	}
+	// calls are the two products, linked: pointers may be 0.
+	calls := func(l1, l2 linear, tile fp8Tile, scaled, squares ptr) (one, two *fp8Call) {
+		one, two = &fp8Call{linear: l1, tile: tile}, &fp8Call{linear: l2, tile: l2.fp8Tile(first.device), x: scaled}
+		one.norms(first.device, two, scaled, squares)
+		return one, two
+	}
 	for _, c := range cases {
 		for _, tile := range c.l1.fp8Tiles(first.device) {
-			units = append(units, c.l1.fp8Op(first.device, tile, weight{}, 0, gemmFP8Params{}).Unit)
+			one, two := calls(c.l1, c.l2, tile, 0, 0)
+			units = append(units, one.op(first.device).Unit, two.op(first.device).Unit)
 		}
-		units = append(units, c.l2.fp8Op(first.device, c.l2.fp8Tile(first.device), weight{}, 0, gemmFP8Params{Parts: 1}).Unit)
 	}
-	cache := first.compileAll(units)
+	slices.SortFunc(units, func(a, b unit) int { return strings.Compare(a.Defines, b.Defines) })
+	cache := first.compileAll(slices.Compact(units))
 	for _, c := range cases {
 		t.Run(fmt.Sprintf("m=%d/n=%d", c.l1.m, c.l1.n), func(t *testing.T) {
 			r := newRig(t, s)
@@ -216,12 +283,12 @@ func TestFP8GEMMNorm(t *testing.T) {
 			p, w1 := fp8Product(r, c.l1.m, c.l1.n, c.l1.k, false)
 			q, w2 := fp8Product(r, c.l2.m, c.l2.n, c.l2.k, true)
 			before := r.normal(p.m*p.n, 1)
-			x, gamma := r.putBF16(p.x), r.putBF16(q.gamma)
+			x, gamma := r.putTokens(p.x, c.l1.k), r.putBF16(q.gamma)
 			for _, tile := range c.l1.fp8Tiles(r.device) {
 				y, out := r.putBF16(before), r.room(c.l2.m*c.l2.outputs()*bf16Bytes)
-				one := &fp8Call{linear: c.l1, tile: tile, w: w1, x: x, params: gemmFP8Params{Y: y}}
-				two := &fp8Call{linear: c.l2, tile: c.l2.fp8Tile(r.device), w: w2, x: r.room(p.m * p.n * bf16Bytes), gamma: gamma, params: gemmFP8Params{Y: out}}
-				one.norms(r.device, two, two.x, r.room(int(gemmSquaresBytes(r.device))))
+				one, two := calls(c.l1, c.l2, tile, r.room(pad(p.m, 8)*p.n*bf16Bytes), r.room(int(gemmSquaresBytes(r.device))))
+				one.w, one.x, one.params.Y, one.params.Gamma = w1, x, y, gamma
+				two.w, two.params.Y = w2, out
 				r.run(one.op(r.device), two.op(r.device))
 				q.x = r.getBF16(y, p.m*p.n)
 				exact, plain := p.finish(epilogueResidual, before)

@@ -46,7 +46,7 @@ func TestParamsMirrorKernels(t *testing.T) {
 		{rmsnormOp(d, s, b, 0, 1), "Params", rmsnormParams{}, "x gamma y rows"},
 		{ropeKVOp(d, s, b, w, 0, 0, 1), "Params", ropeKVParams{}, "qkv kv qnorm knorm rope tok_pos tok_slot page_table first to_k to_v"},
 		{siluMulOp(d, s, b, 1), "Params", siluMulParams{}, "gu act"},
-		{s.qkv(32).fp8Op(d, s.qkv(32).fp8Tile(d), weight{}, 0, gemmFP8Params{}), "Params", gemmFP8Params{}, "w x row_scale bias y gamma scaled squares rms_of tokens parts"},
+		{(&fp8Call{linear: s.qkv(32), tile: s.qkv(32).fp8Tile(d)}).op(d), "Params", gemmFP8Params{}, "w x row_scale bias y gamma scaled squares rms_of tokens parts stage_bytes"},
 		{fp8QuantizeOp(b, quantizePlain, 0, 0, 1, s.Hidden), "Params", fp8QuantizeParams{}, "x gamma y scale"},
 		{fp8DequantOp(d, weight{}, 64, 64, 0), "Params", fp8DequantParams{}, "w scale out"},
 		{fp8FillOp(d, fp8FillParams{}, &weights.Tensor{Shape: []int{8, 16}}), "FP8FillParams", fp8FillParams{}, "dst count row seed step inverse constant interleave"},

@@ -1,5 +1,5 @@
 // What gemm_fp8_sm90 and w4_gemm_sm90 share: rows of W are the M of wgmma, 64 a warpgroup, tokens its N; clusters whose CTAs share K; what becomes of
-// a finished output. A kernel's Params have bias, y, gamma, scaled, squares, rms_of, tokens and parts, its Shared stage, sums and scale.
+// a finished output. A kernel's Params have bias, y, gamma, scaled, squares, rms_of, tokens and parts, its Shared stage and, for make_scales, sums and scale.
 #pragma once
 #include "linear.cuh"
 
@@ -40,8 +40,9 @@ template <typename P> DEVICE Added added(const P& p, Place at) {
 		if (at.n < N) a.low = ld4(p.bias + at.n);
 		if (at.n + 8 < N) a.high = ld4(p.bias + at.n + 8);
 	}
-	if (EPILOGUE == RESIDUAL && at.m < p.tokens) {  // not from L1: another SM wrote it, and this kernel may have begun before that
+	if constexpr (EPILOGUE == RESIDUAL) {  // not from L1: another SM wrote it, and this kernel may have begun before that
 		const bf16* y = p.y + (size_t)at.m * N + at.n;
+		if (at.m >= p.tokens) return a;
 		if (at.n < N) a.low = ld4_l2(y);
 		if (at.n + 8 < N) a.high = ld4_l2(y + 8);
 		if (p.gamma) {
@@ -52,30 +53,46 @@ template <typename P> DEVICE Added added(const P& p, Place at) {
 	return a;
 }
 
+// put4 stores columns n, n + 1 (low) and n + 8, n + 9 (high) of a row, bf16 pairs, where to is column n; put2 columns o, o + 1 of row. The order of f16
+// is that of x / 16, of each 16 columns 0, 8, 2, 10 .. 6, 14, 1, 9 .. 7, 15: gemm_fp8_sm90.cu.
+constexpr float F16_SCALE = 0x1p-4f;
+DEVICE void put4(bf16* to, int n, u32 low, u32 high) {
+	if (n < N) *reinterpret_cast<u32*>(to) = low;
+	if (n + 8 < N) *reinterpret_cast<u32*>(to + 8) = high;
+}
+DEVICE void put4(f16* to, int n, u32 low, u32 high) {  // N is a multiple of 16
+	if (n >= N) return;
+	*reinterpret_cast<u32*>(to) = pack_f16(bf16_lo(low) * F16_SCALE, bf16_lo(high) * F16_SCALE);
+	*reinterpret_cast<u32*>(to + 8) = pack_f16(bf16_hi(low) * F16_SCALE, bf16_hi(high) * F16_SCALE);
+}
+DEVICE void put2(bf16* row, int o, u32 pair) { *reinterpret_cast<u32*>(row + o) = pair; }
+DEVICE void put2(f16* row, int o, u32 pair) {
+	f16* to = row + (o & ~8) + (o >> 3 & 1);
+	put_f16(to, bf16_lo(pair) * F16_SCALE);
+	put_f16(to + 8, bf16_hi(pair) * F16_SCALE);
+}
+
 // finish stores a unit's outputs: v has rows g (x, y: two tokens) and g + 8 (z, w), times their scales already.
 // It returns the squares' sum.
 template <typename P> DEVICE float finish(const P& p, Place at, float4 v, Added a) {
 	const bool odd = threadIdx.x >> 2 & 1;
 	if constexpr (EPILOGUE == SWIGLU) {
 		const float2 out = swap(swiglu(v.x, v.z), swiglu(v.y, v.w), odd);
-		if (at.m < p.tokens && at.n < N) *reinterpret_cast<u32*>(p.y + (size_t)at.m * OUTPUTS + (at.n >> 4) * 8 + (at.n & 7)) = pack_bf16(out.x, out.y);
+		if (at.m < p.tokens && at.n < N) put2(p.y + (size_t)at.m * OUTPUTS, (at.n >> 4) * 8 + (at.n & 7), pack_bf16(out.x, out.y));
 		return 0.f;
 	} else {
 		const float2 low = swap(v.x, v.y, odd), high = swap(v.z, v.w, odd);
 		if (at.m >= p.tokens) return 0.f;
 		const size_t to = (size_t)at.m * N + at.n;
 		const u32 out[2] = {pack_bf16(low.x + bf16_lo(a.low), low.y + bf16_hi(a.low)), pack_bf16(high.x + bf16_lo(a.high), high.y + bf16_hi(a.high))};
-		const u32 gamma[2] = {a.gamma_low, a.gamma_high};
 		float squares = 0.f;
 #pragma unroll
 		for (int i = 0; i < 2; i++) {
 			if (at.n + 8 * i >= N) continue;
 			*reinterpret_cast<u32*>(p.y + to + 8 * i) = out[i];
-			if (EPILOGUE == RESIDUAL && p.gamma) {
-				*reinterpret_cast<u32*>(p.scaled + to + 8 * i) = mul_bf16x2(out[i], gamma[i]);
-				squares += bf16_lo(out[i]) * bf16_lo(out[i]) + bf16_hi(out[i]) * bf16_hi(out[i]);
-			}
+			squares += bf16_lo(out[i]) * bf16_lo(out[i]) + bf16_hi(out[i]) * bf16_hi(out[i]);
 		}
+		if (EPILOGUE == RESIDUAL && p.gamma) put4(p.scaled + to, at.n, mul_bf16x2(out[0], a.gamma_low), mul_bf16x2(out[1], a.gamma_high));
 		return squares;
 	}
 }
@@ -111,13 +128,10 @@ template <typename P, typename Shared> DEVICE void store_squares(const P& p, Sha
 	p.squares[blockIdx.x * TOKENS + threadIdx.x] = sum;
 }
 
-// reduce adds the sums of the cluster's CTAs and finishes this one's units.
-template <typename P, typename Shared> DEVICE void reduce(const P& p, Shared& sh, int row, const float (&d)[TOKENS / 2], float (&squares)[UNITS]) {
+// reduce adds the sums of the cluster's CTAs and finishes this one's units, to which a is added.
+template <typename P, typename Shared> DEVICE void reduce(const P& p, Shared& sh, int row, const float (&d)[TOKENS / 2], const Added (&a)[SHARE], float (&squares)[UNITS]) {
 	const int rank = blockIdx.x % SPLIT, tid = threadIdx.x;
 	float4* sums = reinterpret_cast<float4*>(sh.stage);  // [SPLIT, SHARE, 128*GROUPS]
-	Added a[SHARE];
-#pragma unroll
-	for (int i = 0; i < SHARE; i++) a[i] = added(p, place(row, rank * SHARE + i));
 	cluster_sync();  // every CTA has multiplied: its stages are free
 #pragma unroll
 	for (int r = 0; r < SPLIT; r++) {
@@ -142,5 +156,11 @@ template <typename P, typename Shared> DEVICE void reduce(const P& p, Shared& sh
 		for (int j = 0; j < UNITS; j++)
 			if (j == rank * SHARE + i) squares[j] += sum;
 	}
+}
+template <typename P, typename Shared> DEVICE void reduce(const P& p, Shared& sh, int row, const float (&d)[TOKENS / 2], float (&squares)[UNITS]) {
+	Added a[SHARE];
+#pragma unroll
+	for (int i = 0; i < SHARE; i++) a[i] = added(p, place(row, blockIdx.x % SPLIT * SHARE + i));
+	reduce(p, sh, row, d, a, squares);
 }
 #endif

@@ -25,8 +25,8 @@ template <int COLUMNS, typename T = bf16> struct Wgmma;
 	for n := 16; n <= 256; n += 16 {
 		product(&b, "bf16", n, n == 64 || n == 128)
 	}
-	for _, n := range []int{64, 128} {
-		product(&b, "f16", n, true)
+	for _, n := range []int{32, 64, 128} {
+		product(&b, "f16", n, n > 32)
 	}
 	product(&b, "e4m3", 256, false)
 	b.WriteString("#endif\n")
@@ -40,7 +40,7 @@ func product(b *strings.Builder, dtype string, n int, registers bool) {
 	fmt.Fprintf(b, "template <> struct Wgmma<%d, %s> {\n", n, dtype)
 	b.WriteString("\t// A and B in shared memory, both with k running along rows.\n")
 	emit(b, dtype, n, "product", "u64 a, u64 b", []string{"%A"}, []string{`"l"(a)`}, "p, 1, 1, 0, 0")
-	if dtype == "bf16" && (n == 32 || n == 64) {
+	if dtype != "e4m3" && (n == 32 || n == 64) {
 		b.WriteString("\t// A in registers, B in shared memory with k running along rows.\n")
 		emit(b, dtype, n, "product_of_rows", "const u32 (&a)[4], u64 b", []string{"%A", "%A", "%A", "%A"}, []string{`"r"(a[0])`, `"r"(a[1])`, `"r"(a[2])`, `"r"(a[3])`}, "p, 1, 1, 0")
 	}

@@ -54,8 +54,13 @@ func TestAttentionCompiles(t *testing.T) {
 		for _, arch := range []string{"sm_80", "sm_89", "sm_90"} {
 			d := testDevices[arch]
 			c := newCompiler(d, s, nil)
-			for _, o := range []op{ropeKVOp(d, s, &buffers{}, layerWeights{}, 0, 0, 1), attnDecodeOp(d, s, &buffers{}, layerWeights{}, 0, 1),
-				attnPrefillOp(d, s, &buffers{}, layerWeights{}, 0, 0, 1, 1)} {
+			ops := []op{ropeKVOp(d, s, &buffers{}, layerWeights{}, 0, 0, 1), attnDecodeOp(d, s, &buffers{}, layerWeights{}, 0, 1)}
+			for _, fits := range []bool{false, true} {
+				for _, n := range prefillAttention(d, s, &buffers{}, layerWeights{}, 0, 0, 1, 1, fits) {
+					ops = append(ops, *n.op)
+				}
+			}
+			for _, o := range ops {
 				source, err := kernels.Source(o.Unit.File)
 				require.NoError(t, err)
 				_, log, err := nvrtc.Compile(o.Unit.File, source, c.headers, append(c.options(o.Unit), "--ptxas-options=-v"))
@@ -209,6 +214,7 @@ func newAttnRig(t testing.TB, s shape, c attnCase) *attnRig {
 	a.b = buffers{QKV: a.putBF16(append(qkv, make([]float32, (a.shape.tokenRows()-a.tokens)*s.qkvDim())...)), KV: a.putKV(a.kv), Att: a.room(2 * a.tokens * s.qDim()), Rope: put(a.rig, table), RowSlot: put(a.rig, slot), RowPos: put(a.rig, pos),
 		RowLen: put(a.rig, length), RowStart: put(a.rig, start), RowCtx: put(a.rig, ctx), TokPos: put(a.rig, tokPos), TokSlot: put(a.rig, tokSlot),
 		PageTable: put(a.rig, pageTable), AttnScratch: put(a.rig, make([]byte, attnScratchBytes(a.device, s)))}
+	a.b.Widened, a.b.WidenedFirst = a.room(int(a.shape.widenedBytes(a.device))), a.room(4*a.rows)
 	a.w.QNorm, a.w.KNorm = a.putBF16(qn), a.putBF16(kn)
 	return a
 }
@@ -378,13 +384,22 @@ func TestAttnPrefill(t *testing.T) {
 			{"long", []int{0}, []int{201}}, {"cached", []int{64, 100, 511}, []int{129, 5, 1}}, {"far", []int{900}, []int{40}}} {
 			t.Run(name+"/"+c.name, func(t *testing.T) {
 				a := newAttnRig(t, s, c)
-				a.run(ropeKVOp(a.device, a.shape, &a.b, a.w, 1, 0, a.tokens), attnPrefillOp(a.device, a.shape, &a.b, a.w, 1, 0, a.rows, a.longest))
+				a.run(ropeKVOp(a.device, a.shape, &a.b, a.w, 1, 0, a.tokens))
+				for _, n := range prefillAttention(a.device, a.shape, &a.b, a.w, 1, 0, a.rows, a.longest, false) {
+					a.run(*n.op)
+				}
 				a.check("attention")
+				if a.shape.widenedPages(a.device) > 0 { // the same values, multiplied in the same order
+					want := get[uint16](a.rig, a.b.Att, a.tokens*s.qDim())
+					a.b.Att = a.room(2 * a.tokens * s.qDim())
+					for _, n := range prefillAttention(a.device, a.shape, &a.b, a.w, 1, 0, a.rows, a.longest, true) {
+						a.run(*n.op)
+					}
+					require.Equal(t, want, get[uint16](a.rig, a.b.Att, a.tokens*s.qDim()), "attention over widened pages")
+				}
 				// The kernel that every architecture has, too.
 				a.b.Att = a.room(2 * a.tokens * s.qDim())
-				portable := a.device
-				portable.SM = 80
-				a.run(attnPrefillOp(portable, a.shape, &a.b, a.w, 1, 0, a.rows, a.longest))
+				a.run(attnPrefillOp(a.shape, &a.b, a.w, 1, 0, a.rows, a.longest))
 				a.check("portable attention")
 			})
 		}

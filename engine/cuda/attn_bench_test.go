@@ -15,8 +15,8 @@ import (
 // BenchmarkAttnPrefill times prefill attention alone, launches one behind the other: one sequence, from its start.
 func BenchmarkAttnPrefill(b *testing.B) {
 	for _, tokens := range []int{512, 2048, 8192} {
-		for _, c := range []struct{ portable, fp8 bool }{{}, {fp8: true}, {portable: true}, {portable: true, fp8: true}} {
-			b.Run(fmt.Sprintf("heads=32/kv=8/dim=128/portable=%v/fp8=%v/tokens=%d", c.portable, c.fp8, tokens), func(b *testing.B) {
+		for _, c := range []struct{ portable, fp8, widens bool }{{}, {fp8: true}, {fp8: true, widens: true}, {portable: true}, {portable: true, fp8: true}} {
+			b.Run(fmt.Sprintf("heads=32/kv=8/dim=128/portable=%v/fp8=%v/widens=%v/tokens=%d", c.portable, c.fp8, c.widens, tokens), func(b *testing.B) {
 				s := testShapes()["llama-8b"]
 				s.MaxTokens, s.NumPages, s.KVFP8 = tokens, tokens/s.Page, c.fp8
 				r := newRig(b, s)
@@ -27,13 +27,21 @@ func BenchmarkAttnPrefill(b *testing.B) {
 				one := func(v int) ptr { return put(r, []int32{int32(v)}) }
 				bufs := &buffers{QKV: r.putBF16(r.normal(tokens*s.qkvDim(), 1)), KV: (&attnRig{rig: r}).putKV(r.normal(int(s.layerKVBytes()/s.kvBytes()), 1)), Att: r.room(2 * tokens * s.qDim()),
 					RowSlot: one(0), RowPos: one(0), RowLen: one(tokens), RowStart: one(0), PageTable: put(r, pages)}
-				d := r.device
-				if c.portable {
-					d.SM = 80
+				bufs.Widened, bufs.WidenedFirst = r.room(int(s.widenedBytes(r.device))), one(0)
+				var ops []op
+				for range 8 {
+					if c.portable {
+						ops = append(ops, attnPrefillOp(s, bufs, layerWeights{}, 0, 0, 1, tokens))
+						continue
+					}
+					for _, n := range prefillAttention(r.device, s, bufs, layerWeights{}, 0, 0, 1, tokens, c.widens) {
+						ops = append(ops, *n.op)
+					}
 				}
-				o := attnPrefillOp(d, s, bufs, layerWeights{}, 0, 0, 1, tokens)
-				o.PDL = false
-				us := r.timeAll(b, []op{o, o, o, o, o, o, o, o})
+				for i := range ops {
+					ops[i].PDL = false
+				}
+				us := r.timeAll(b, ops) * float64(len(ops)) / 8
 				b.ReportMetric(2*float64(s.Heads*s.Dim)*float64(tokens)*float64(tokens)/us/1e6, "TFLOP/s")
 				b.ReportMetric(us, "us")
 			})

@@ -36,6 +36,7 @@ type buffers struct {
 	XS                       ptr // bf16 [logitRows, Hidden]
 	Logits                   ptr // f32 [logitRows, Vocab]
 	AttnScratch, HeadScratch ptr
+	Widened, WidenedFirst    ptr // f16 [widenedPages, 2, KVHeads, Page, Dim], i32 [MaxRows]: kv_widen's
 	Sampled                  ptr // Sampled [MaxRows]: what sample gives publish
 	Top                      ptr // TokenLogProb [MaxRows, maxTop]
 	Targets, TargetLogProbs  ptr // i32, f32 [MaxTokens]

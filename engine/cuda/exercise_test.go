@@ -103,6 +103,9 @@ func (x *exercise) activations() []room {
 		{b.AttnScratch + ptr(attnCounterBytes(s)), attnScratchBytes(x.b.device, s) - attnCounterBytes(s)}, {b.HeadScratch, headScratchBytes(x.b.device, s)},
 		{b.QX, t * int64(s.QuantizedCols)}, {b.QScale, 4 * t}, {b.Dequantised, int64(s.Dequantised) * bf16Bytes},
 	}
+	if widensKV {
+		rooms = append(rooms, room{b.Widened, s.widenedBytes(x.b.device)})
+	}
 	if s.Dequantised > 0 {
 		rooms = append(rooms, room{b.W4Part, w4GEMMBytes(x.b.device)})
 	}

@@ -49,6 +49,7 @@ type stepShape struct {
 	longest      int  // tokens of the longest prefill row
 	full         bool // logits are stored and the full sampler runs
 	drafts       bool // decode rows follow each other in a slot: K and V of all are written before attention reads
+	widens       bool // pages of an e4m3 cache are copied as f16 for prefill attention, and there is room for those of all rows
 }
 
 // decodeOnly tells that the step has decode rows alone and all of them sample.
@@ -159,7 +160,8 @@ func (p *planner) attention(st stepShape, i int, l layerWeights) []node {
 		nodes = append(nodes, nodesOf(attend)...)
 	}
 	if st.rows > decode {
-		nodes = append(nodes, nodesOf(ropeKVOp(d, s, b, l, i, decode, st.tokens), attnPrefillOp(d, s, b, l, i, decode, st.rows, longest))...)
+		nodes = append(nodes, nodesOf(ropeKVOp(d, s, b, l, i, decode, st.tokens))...)
+		nodes = append(nodes, prefillAttention(d, s, b, l, i, decode, st.rows, longest, st.widens)...)
 	}
 	return nodes
 }
@@ -209,8 +211,11 @@ func (p *planner) units() []unit {
 				add(p.step(stepShape{rows: n, decode: n, tokens: n, samples: n, full: full, drafts: p.shape.MaxVerify > 0}.padded(), hooks{}))
 			}
 			samples := min(n, p.shape.MaxRows)
-			add(p.step(stepShape{rows: 2, decode: 1, tokens: n, samples: samples, longest: n, full: full}.padded(), hooks{}))
-			add(p.step(stepShape{rows: 2, decode: 1, tokens: p.shape.MaxTokens, samples: samples, longest: p.shape.MaxTokens, full: full}.padded(), hooks{}))
+			for _, tokens := range []int{n, p.shape.MaxTokens} {
+				for _, widens := range []bool{false, widensKV} {
+					add(p.step(stepShape{rows: 2, decode: 1, tokens: tokens, samples: samples, longest: tokens, full: full, widens: widens}.padded(), hooks{}))
+				}
+			}
 		}
 	}
 	add(p.targets(0, targetRows))

@@ -125,7 +125,7 @@ func (b *Backend) fill(batch *backend.Batch, st *step, id backend.StepID) (stepS
 	*st = step{index: uint64(id) - 1, rows: append(st.rows[:0], make([]stepRow, len(batch.Rows))...), maskOf: st.maskOf[:0], drafts: st.drafts[:0]}
 	plan := &b.pinned.plans[st.parity()]
 	shape := stepShape{}
-	row, token, updates, logitRows := 0, 0, 0, 0
+	row, token, updates, logitRows, pages := 0, 0, 0, 0, 0
 	for _, prefill := range []bool{false, true} {
 		for i := range batch.Rows {
 			r := &batch.Rows[i]
@@ -158,6 +158,7 @@ func (b *Backend) fill(batch *backend.Batch, st *step, id backend.StepID) (stepS
 				copy(plan.tok[token:], r.Tokens)
 				length, known = sr.tokens, -1
 				shape.longest = max(shape.longest, length)
+				pages += ceilDiv(r.Position+length, b.shape.Page)
 			} else {
 				shape.decode += sr.tokens
 				shape.drafts = shape.drafts || len(r.Drafts) > 0
@@ -187,7 +188,7 @@ func (b *Backend) fill(batch *backend.Batch, st *step, id backend.StepID) (stepS
 			}
 		}
 	}
-	shape.rows, shape.tokens = row, token
+	shape.rows, shape.tokens, shape.widens = row, token, widensKV && pages > 0 && pages <= b.shape.widenedPages(b.device) && !b.shape.Deterministic
 	st.masks, st.logits = len(st.maskOf) > 0, logitRows > 0
 	*plan.header = planHeader{Tokens: int32(token), Rows: int32(row), Decode: int32(shape.decode), Samples: int32(shape.samples), Updates: int32(updates)}
 	return shape, nil

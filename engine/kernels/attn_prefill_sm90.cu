@@ -9,46 +9,52 @@
 // FlashAttention-3's inner loop (arXiv:2407.08608): the next tile's Q K^T is issued before this tile's P V, so the softmax of one runs under
 // the products of the other, and the two warpgroups take turns to issue, so that one's softmax runs under the other's products; P stays in
 // registers. Pages come as boxes of PAGE rows x 64 columns through one tensor map of the layer's cache.
-// An e4m3 cache comes as it is, page by page into a ring, from which the copying warpgroup widens each tile to f16 where the products want it.
+// An e4m3 cache comes as it is, page by page into a ring, from which the copying warpgroup widens each tile to f16 where the products want it
+// (1.7 times a bf16 cache's time). With WIDENED it reads the f16 copy that kv_widen made of the rows' pages instead, as a bf16 cache.
 // What lies behind a row's last token in its page may be anything: V is zeroed there, as 0 * NaN would not be 0.
 #include "attention.cuh"
 #include "wgmma.cuh"
 
+#ifndef WIDENED
+#define WIDENED 0
+#endif
+#define RINGS (KV_FP8 && !WIDENED)
 #define THREADS 384
 constexpr int QT = 128, KT = 128;
 constexpr int COLS = HEAD_DIM / 64;       // blocks of 64 columns
-#if KV_FP8
+#if RINGS
 constexpr int RING = 4;
 #endif
-constexpr int COPIERS = KV_FP8 ? 128 : 1;  // threads that fill a tile
+constexpr int COPIERS = RINGS ? 128 : 1;  // threads that fill a tile
 static_assert(HEAD_DIM == 64 || HEAD_DIM == 128, "HEAD_DIM 64 or 128");
 static_assert(PAGE <= KT, "pages of at most a tile");
 
 struct alignas(128) TensorMap { u64 words[16]; };
 
 struct Params {
-	TensorMap q, kv;       // qkv in boxes of 64 x 64, the layer's cache in boxes of PAGE x 64 (unless KV_FP8)
+	TensorMap q, kv;       // qkv in boxes of 64 x 64, the layer's cache or kv_widen's copy in boxes of PAGE x 64 (unless RINGS)
 	bf16* out;
 	const i32* row_slot;   // [rows]
 	const i32* row_pos;
 	const i32* row_len;
 	const i32* row_start;
 	const i32* page_table;
-	const kv_t* pages;     // the layer's cache, KV_FP8
+	const kv_t* pages;     // the layer's cache, RINGS
+	const i32* widened;    // [prefill rows], the first page of each in kv_widen's copy, WIDENED
 	float scale;           // log2(e)/sqrt(HEAD_DIM), times K's scale
 	float of_v;            // V's scale, KV_FP8
 	i32 first_row, rows;   // the first prefill row: decode rows come before; how many there are
 	i32 q_tiles;           // of the longest
-	i32 pad[13];
+	i32 pad[11];
 };
 
 // Work is 128 query tokens of a row and a head. No tiles: there is no more of it.
-struct Work { i32 head, slot, len, pos, start, q0, begin, end, tiles; };
+struct Work { i32 head, row, slot, len, pos, start, q0, begin, end, tiles; };
 
 struct Shared {
 	half_t q[2][COLS][64][64];
 	half_t k[2][COLS][KT][64], v[2][COLS][KT][64];
-#if KV_FP8
+#if RINGS
 	kv_t ring[RING][KT * HEAD_DIM];  // K and V of a tile take a place each
 	u64 ring_full[RING];
 #endif
@@ -66,6 +72,7 @@ DEVICE Work next_work(const Params& p, int& turn) {
 		turn++;
 		if (item >= items) continue;
 		w.head = item % HEADS;
+		w.row = row - p.first_row;
 		w.q0 = (p.q_tiles - 1 - item / HEADS / p.rows) * QT;
 		w.slot = p.row_slot[row];
 		w.len = p.row_len[row];
@@ -95,10 +102,11 @@ DEVICE void hand_over(const Params& p, Shared& sh, const Work& w, int n, u64 pol
 
 // page_of names the page that holds row r of a tile. Past the end any page does: K is masked, V zeroed.
 DEVICE i32 page_of(const Params& p, const Work& w, int tile, int r) {
-	return p.page_table[(size_t)w.slot * MAX_PAGES + min(w.begin + tile * KT + r, w.end - 1) / PAGE];
+	const int page = min(w.begin + tile * KT + r, w.end - 1) / PAGE;
+	return WIDENED ? p.widened[w.row] + page : p.page_table[(size_t)w.slot * MAX_PAGES + page];
 }
 
-#if KV_FP8
+#if RINGS
 // widen puts a tile of the ring where the products want it: rows of 64 f16 in 16-byte units that are swizzled by 128 bytes. The units of
 // odd blocks are written in the other order: eight neighbours then write to all banks.
 DEVICE void widen(const kv_t* from, half_t (&to)[COLS][KT][64], int tid) {
@@ -310,17 +318,17 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) attn_prefill_sm90(const
 			mbarrier_init(&sh.k_empty[i], 2);
 			mbarrier_init(&sh.v_empty[i], 2);
 		}
-#if KV_FP8
+#if RINGS
 		for (int i = 0; i < RING; i++) mbarrier_init(&sh.ring_full[i], 1);
 #endif
 		mbarrier_init_fence();
 	}
 	__syncthreads();
 	if (threadIdx.x >= 256) {
-		registers_less<KV_FP8 ? 56 : 40>();
+		registers_less<RINGS ? 56 : 40>();
 		copy(p, sh, threadIdx.x - 256);
 	} else {
-		registers_more<KV_FP8 ? 224 : 232>();
+		registers_more<RINGS ? 224 : 232>();
 		if (threadIdx.x >= 128) barrier_arrive(2 + COPIERS / 128, 256);  // the first warpgroup issues first
 		for (int n = 0, first = 0;; n++) {
 			mbarrier_wait(&sh.q_full, n & 1);

@@ -146,7 +146,7 @@ func workArena(d device, s shape, b *buffers) *arena {
 	for _, p := range []*ptr{&b.TokID, &b.TokPos, &b.TokSlot, &b.Targets, &b.TargetLogProbs} {
 		a.take(p, 4*t)
 	}
-	for _, p := range []*ptr{&b.RowSlot, &b.RowPos, &b.RowLen, &b.RowStart, &b.RowCtx, &b.SampleTok, &b.SampleSlot, &b.SamplePos, &b.MaskRow} {
+	for _, p := range []*ptr{&b.RowSlot, &b.RowPos, &b.RowLen, &b.RowStart, &b.RowCtx, &b.RowFrom, &b.SampleTok, &b.SampleSlot, &b.SamplePos, &b.MaskRow} {
 		a.take(p, 4*int64(s.logitRows()))
 	}
 	a.take(&b.X, t*int64(s.Hidden)*bf16Bytes)

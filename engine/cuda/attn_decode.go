@@ -9,8 +9,9 @@ import (
 
 // attnDecodeParams mirrors Params of attn_decode.cu.
 type attnDecodeParams struct {
-	QKV, KV, Out, QNorm, KNorm, Rope, RowSlot, RowCtx, PageTable, Part, Arrived ptr
-	Scale, ToK, ToV, OfV                                                        float32
+	QKV, KV, Out, QNorm, KNorm, Rope, RowSlot, RowCtx, RowFrom, PageTable, Part, Arrived ptr
+	Scale, ToK, ToV, OfV                                                                 float32
+	PrefixSplits, _                                                                      int32
 }
 
 const (
@@ -45,18 +46,22 @@ func attnCounterBytes(s shape) int64 { return int64(pad(bucketFor(s.MaxRows)*s.K
 func attnPartBytes(d device, s shape) int64 {
 	most := 0
 	for rows := 1; rows <= bucketFor(s.MaxRows); rows++ {
-		most = max(most, rows*attnSplits(d, s, rows))
+		most = max(most, rows*max(attnSplits(d, s, rows), prefixPlaces(d, s, rows)))
 	}
 	return int64(most) * int64(s.Heads) * int64(s.Dim+4) * 4
 }
 
 // attnDecodeOp: one query token a row against its pages in layer i.
 func attnDecodeOp(d device, s shape, b *buffers, w layerWeights, layer, rows int) op {
-	p := attnDecodeParams{QKV: b.QKV, KV: b.KV + ptr(int64(layer)*s.layerKVBytes()), Out: b.Att, QNorm: w.QNorm, KNorm: w.KNorm, Rope: b.Rope,
-		RowSlot: b.RowSlot, RowCtx: b.RowCtx, PageTable: b.PageTable, Arrived: b.AttnScratch, Part: b.AttnScratch + ptr(attnCounterBytes(s)),
-		Scale: attnScale(s) * w.KV.k(), ToK: 1 / w.KV.k(), ToV: 1 / w.KV.v(), OfV: w.KV.v()}
+	p := attnDecodeParamsOf(s, b, w, layer)
 	return op{Name: "attn_decode", Context: contextOfDecode, Unit: unit{File: "attn_decode.cu", Symbol: "attn_decode", Defines: fmt.Sprintf("CTAS=%d KV_FP8=%d TILE=%d", attnDecodeCTAs, s.kvFP8(), s.attnDecodeTile())}, Grid: [3]int{attnSplits(d, s, rows), s.KVHeads, rows},
 		Block: attnDecodeThreads, PDL: true, Params: paramBytes(&p), Bytes: int64(rows) * int64(s.qkvDim()+s.qDim()) * bf16Bytes}
+}
+
+func attnDecodeParamsOf(s shape, b *buffers, w layerWeights, layer int) attnDecodeParams {
+	return attnDecodeParams{QKV: b.QKV, KV: b.KV + ptr(int64(layer)*s.layerKVBytes()), Out: b.Att, QNorm: w.QNorm, KNorm: w.KNorm, Rope: b.Rope,
+		RowSlot: b.RowSlot, RowCtx: b.RowCtx, RowFrom: b.RowFrom, PageTable: b.PageTable, Arrived: b.AttnScratch, Part: b.AttnScratch + ptr(attnCounterBytes(s)),
+		Scale: attnScale(s) * w.KV.k(), ToK: 1 / w.KV.k(), ToV: 1 / w.KV.v(), OfV: w.KV.v()}
 }
 
 // attnScale brings scores to base 2: log2(e) / sqrt(head dimension).

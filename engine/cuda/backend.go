@@ -38,13 +38,15 @@ type Backend struct {
 	stamps       *stamps                   // nil: kernels note nothing
 	seen         map[stepShape]int         // how often a small step with prompts came
 	noGraph      bool
-	promptGraphs int // of graphs
+	mixedGraphs  bool // of decode rows and prompts
+	promptGraphs int  // of graphs
 	openTime     time.Duration
 
 	pinned pinned
 
 	// Owned by the goroutine that calls the methods.
 	slots    []slot
+	prefixes prefixes
 	checker  *backend.Checker
 	launched backend.StepID // id of the next step to launch
 	awaited  backend.StepID // id of the next step to await
@@ -231,10 +233,10 @@ func (b *Backend) Launch(batch *backend.Batch) (backend.StepID, error) {
 
 const (
 	// promptGraphTokens is the most tokens of a step with prompts that is worth a graph: launching its 350 kernels one by one takes the
-	// host 2 to 4 ms, which more tokens than these hide.
+	// host 2 to 5 ms, which more tokens than these hide.
 	promptGraphTokens = 1024
 	// maxPromptGraphs bounds the memory of such graphs, some 10 KB a kernel.
-	maxPromptGraphs = 64
+	maxPromptGraphs = 128
 )
 
 // plannerFor is the planner of steps like st: only decode steps read the plan where the host wrote it.
@@ -245,13 +247,13 @@ func (b *Backend) plannerFor(st stepShape) *planner {
 	return b.copied
 }
 
-// worthGraph tells whether a padded step is to be a graph: every decode step is, and one of prompts alone if it is small and comes a second
-// time. One of both seldom comes again, with the same number of decode rows and of tokens.
+// worthGraph tells whether a padded step is to be a graph: every decode step is, and one with prompts if it is small and comes a second
+// time.
 func (b *Backend) worthGraph(st stepShape) bool {
 	if st.decodeOnly() || b.graphs[st] != nil {
 		return true
 	}
-	if st.decode > 0 || st.tokens > promptGraphTokens || b.promptGraphs == maxPromptGraphs {
+	if st.decode > 0 && !b.mixedGraphs || st.tokens > promptGraphTokens || b.promptGraphs == maxPromptGraphs {
 		return false
 	}
 	if len(b.seen) > 16*maxPromptGraphs {

@@ -352,7 +352,7 @@ func TestErrors(t *testing.T) {
 		"KV dtype":   {func(_ *model.Config, o *backend.Options) { o.KVDType = "float32" }, "has auto, bfloat16 and fp8_e4m3"},
 		"context":    {func(_ *model.Config, o *backend.Options) { o.MaxContext = 1 << 20 }, "the model allows 512"},
 		"step":       {func(_ *model.Config, o *backend.Options) { o.MaxTokens = 4 }, "at least one for each of its 8 rows"},
-		"rows":       {func(_ *model.Config, o *backend.Options) { o.MaxRows, o.MaxTokens = 4096, 8192 }, "up to 512"},
+		"rows":       {func(_ *model.Config, o *backend.Options) { o.MaxRows, o.MaxTokens = 4096, 8192 }, "up to 1024"},
 		"quantized":  {func(_ *model.Config, o *backend.Options) { o.Quantization = "int3" }, "has fp8 and int4"},
 		"negative":   {func(_ *model.Config, o *backend.Options) { o.NumPages = -1 }, "KV pages -1"},
 		"memory use": {func(_ *model.Config, o *backend.Options) { o.MemFraction = 2 }, "want a number in 0..1"},

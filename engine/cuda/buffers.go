@@ -29,6 +29,7 @@ type buffers struct {
 	// The running step, written by advance.
 	TokID, TokPos, TokSlot                    ptr // i32 [MaxTokens]
 	RowSlot, RowPos, RowLen, RowStart, RowCtx ptr // i32 [MaxRows]
+	RowFrom                                   ptr // i32 [MaxRows]
 	SampleTok, SampleSlot, SamplePos, MaskRow ptr // i32 [MaxRows]
 
 	// Activations and scratch.

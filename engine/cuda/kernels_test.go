@@ -24,7 +24,7 @@ import (
 
 // testShapes are the models whose kernels are compiled: every family, head size, and awkward sizes.
 func testShapes() map[string]shape {
-	common := shape{Eps: 1e-5, Page: 64, MaxRows: 256, MaxTokens: 8192, MaxContext: 8192, MaxPages: 128, NumPages: 1024, Layers: 2}
+	common := shape{Eps: 1e-5, Page: 64, MaxRows: 256, MaxTokens: 8192, MaxContext: 8192, MaxPages: 128, NumPages: 1024, Layers: 2, Prefixes: true}
 	with := func(f func(s *shape)) shape { s := common; f(&s); return s }
 	return map[string]shape{
 		"llama-8b": with(func(s *shape) {
@@ -192,7 +192,7 @@ func keepsUnits(t *testing.T, what string, p *planner, rows int) {
 }
 
 func TestBuckets(t *testing.T) {
-	for _, c := range []struct{ n, want int }{{1, 1}, {5, 6}, {16, 16}, {17, 24}, {129, 160}, {512, 512}, {513, 576}} {
+	for _, c := range []struct{ n, want int }{{1, 1}, {5, 6}, {16, 16}, {17, 24}, {129, 160}, {512, 512}, {513, 576}, {1024, 1024}, {1025, 1088}} {
 		assert.Equal(t, c.want, bucketFor(c.n), "%d rows", c.n)
 	}
 	for _, c := range []struct{ in, want stepShape }{

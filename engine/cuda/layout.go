@@ -21,7 +21,7 @@ type planRow struct {
 	Slot, Pos, Len, Start int32
 	SampleRow, MaskRow    int32 // of the r-th sampled row, not of this one
 	Token                 int32 // of a decode row: its token, or -1 for the slot's
-	_                     int32
+	From                  int32 // of a decode row: leading tokens that attn_prefix attends to
 }
 
 // pageUpdate sets one entry of a slot's page table; the mirror of PageUpdate in plan.cuh.

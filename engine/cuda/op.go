@@ -76,6 +76,7 @@ type shape struct {
 	QuantizedCols         int   // the most columns of an fp8 product; 0: there are none
 	KVFP8                 bool  // the KV cache holds e4m3, else bf16
 	DraftPageBytes        int64 // of a page in the draft head's cache; 0: there is no head
+	Prefixes              bool  // decode rows that begin with the same pages read them together
 }
 
 func (s shape) qDim() int   { return s.Heads * s.Dim }

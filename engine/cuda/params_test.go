@@ -32,12 +32,13 @@ func TestParamsMirrorKernels(t *testing.T) {
 	}{
 		{s.qkv(1).op(d, linearParams{}), "Params", linearParams{}, "w x gamma bias y logits x_row slot position slot_param best row_scale tokens"},
 		{s.qkv(8).op(d, linearParams{}), "Params", linearParams{}, "w x gamma bias y logits x_row slot position slot_param best row_scale tokens"},
-		{attnDecodeOp(d, s, b, w, 0, 1), "Params", attnDecodeParams{}, "qkv kv out qnorm knorm rope row_slot row_ctx page_table part arrived scale to_k to_v of_v"},
+		{attnDecodeOp(d, s, b, w, 0, 1), "Params", attnDecodeParams{}, "qkv kv out qnorm knorm rope row_slot row_ctx row_from page_table part arrived scale to_k to_v of_v prefix_splits"},
+		{attnPrefixOp(d, s, b, w, 0, 1), "Params", attnPrefixParams{}, "qkv kv qnorm rope row_slot row_ctx row_from page_table part scale rows places"},
 		{attnPrefill90Op(d, s, b, w, 0, 0, 1, 1, false), "Params", attnPrefill90Params{}, "q kv out row_slot row_pos row_len row_start page_table pages widened scale of_v first_row rows q_tiles"},
 		{kvWidenOp(d, s, b, 0, 0, 1), "Params", kvWidenParams{}, "kv out first row_slot row_pos row_len page_table first_row"},
 		{attnPrefillOp(s, b, w, 0, 0, 1, 1), "Params", attnPrefillParams{}, "qkv kv out row_slot row_pos row_len row_start page_table scale of_v first_row"},
 		{advanceOp(d, s, b, 1, 1), "Params", advanceParams{}, "plan step tok_at update_at " +
-			"tok_id tok_pos tok_slot row_slot row_pos row_len row_start row_ctx sample_tok sample_slot sample_pos mask_row slot_token page_table tokens rows"},
+			"tok_id tok_pos tok_slot row_slot row_pos row_len row_start row_ctx row_from sample_tok sample_slot sample_pos mask_row slot_token page_table tokens rows"},
 		{s.qkv(32).call90(d, s.qkv(32).gemmTile(d), 0, 0, gemmParams{}).op(), "Params", gemmParams{}, "w x bias y logits slot position slot_param best gamma scaled squares rms_of tokens parts"},
 		{s.qkv(512).callLarge(d, s.qkv(512).largeTile(d), 0, 0, largeParams{}).op(), "Params", largeParams{}, "w x bias y logits gamma scaled squares rms_of tokens parts"},
 		{embedOp(d, s, b, 1), "Params", embedParams{}, "tok_id embed x"},

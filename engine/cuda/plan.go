@@ -10,7 +10,7 @@ import (
 )
 
 // buckets are the numbers of rows that a decode step is padded to; each has its own graph.
-var buckets = []int{1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128, 160, 192, 224, 256, 320, 384, 448, 512}
+var buckets = []int{1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128, 160, 192, 224, 256, 320, 384, 448, 512, 576, 640, 704, 768, 832, 896, 960, 1024}
 
 const (
 	// gemvRows is the most rows that the streaming kernels take; more go to cuBLASLt.
@@ -50,6 +50,7 @@ type stepShape struct {
 	full         bool // logits are stored and the full sampler runs
 	drafts       bool // decode rows follow each other in a slot: K and V of all are written before attention reads
 	widens       bool // pages of an e4m3 cache are copied as f16 for prefill attention, and there is room for those of all rows
+	shared       bool // attn_prefix reads what decode rows share
 }
 
 // decodeOnly tells that the step has decode rows alone and all of them sample.
@@ -59,14 +60,14 @@ func (st stepShape) decodeOnly() bool { return st.decode == st.rows && st.sample
 func (st stepShape) padded() stepShape {
 	if st.decodeOnly() {
 		n := bucketFor(st.rows)
-		return stepShape{rows: n, decode: n, tokens: n, samples: n, full: st.full || n > headChooses, drafts: st.drafts}
+		return stepShape{rows: n, decode: n, tokens: n, samples: n, full: st.full || n > headChooses, drafts: st.drafts, shared: st.shared}
 	}
 	if st.tokens <= gemvRows {
 		st.tokens = bucketFor(st.tokens)
 	} else {
 		st.tokens = pad(st.tokens, tokenPad)
 	}
-	st.longest = min(pad(st.longest, tokenPad), st.tokens)
+	st.longest = min(pad(st.longest, attnPrefillTile), st.tokens)
 	if st.samples > 0 {
 		st.samples = bucketFor(st.samples)
 	}
@@ -157,6 +158,9 @@ func (p *planner) attention(st stepShape, i int, l layerWeights) []node {
 			nodes = append(nodes, nodesOf(draftKVOp(d, s, b, l, i, decode))...)
 			attend.PDL = false // it reads pages before it waits
 		}
+		if st.shared {
+			nodes, attend = append(nodes, nodesOf(attnPrefixOp(d, s, b, l, i, decode))...), behindPrefixOp(d, s, b, l, i, decode)
+		}
 		nodes = append(nodes, nodesOf(attend)...)
 	}
 	if st.rows > decode {
@@ -208,7 +212,7 @@ func (p *planner) units() []unit {
 		}
 		for _, full := range []bool{false, true} {
 			if n <= p.shape.MaxRows {
-				add(p.step(stepShape{rows: n, decode: n, tokens: n, samples: n, full: full, drafts: p.shape.MaxVerify > 0}.padded(), hooks{}))
+				add(p.step(stepShape{rows: n, decode: n, tokens: n, samples: n, full: full, drafts: p.shape.MaxVerify > 0, shared: p.shape.canShare()}.padded(), hooks{}))
 			}
 			samples := min(n, p.shape.MaxRows)
 			for _, tokens := range []int{n, p.shape.MaxTokens} {

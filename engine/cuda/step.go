@@ -120,78 +120,116 @@ type stepRow struct {
 func (st *step) parity() int { return int(st.index & 1) }
 
 // fill writes the plan of a checked batch, decode rows first, and marks the slots. To the device a row with drafts is as many decode rows
-// of one slot: token i, given here, at position i further, reads what those before it write.
+// of one slot: token i, given here, at position i further, reads what those before it write. Decode rows that prompts follow are padded by
+// rows without tokens, so that the step's graph serves other numbers of them.
 func (b *Backend) fill(batch *backend.Batch, st *step, id backend.StepID) (stepShape, error) {
 	*st = step{index: uint64(id) - 1, rows: append(st.rows[:0], make([]stepRow, len(batch.Rows))...), maskOf: st.maskOf[:0], drafts: st.drafts[:0]}
 	plan := &b.pinned.plans[st.parity()]
 	shape := stepShape{}
-	row, token, updates, logitRows, pages := 0, 0, 0, 0, 0
-	for _, prefill := range []bool{false, true} {
-		for i := range batch.Rows {
-			r := &batch.Rows[i]
-			if (len(r.Tokens) > 0) != prefill {
-				continue
-			}
-			s := &b.slots[r.Slot]
-			if r.Start != nil {
-				*s = newSlot(r.Start, b.info.VocabSize)
-				st.starts = true
-			}
-			sr := &st.rows[i]
-			*sr = stepRow{slot: r.Slot, sample: -1, token: token, tokens: r.NumTokens(), targets: r.Targets != nil, logits: r.Logits, logProbs: s.logProbs, top: s.top}
-			st.drafts = append(st.drafts, r.Drafts...)
-			sr.drafts = st.drafts[len(st.drafts)-len(r.Drafts):]
-			for j := s.pages; j < min(len(r.Pages), b.shape.MaxPages); j++ {
-				plan.update[updates] = pageUpdate{Slot: uint32(r.Slot), Index: uint32(j), Page: uint32(r.Pages[j])}
-				updates++
-			}
-			s.pages = max(s.pages, min(len(r.Pages), b.shape.MaxPages))
-			if r.Logits {
-				sr.logitsRow = logitRows
-				logitRows++
-			}
-			if r.Targets != nil {
-				st.targets++
-			}
-			length, known := 1, s.token
-			if prefill {
-				copy(plan.tok[token:], r.Tokens)
-				length, known = sr.tokens, -1
-				shape.longest = max(shape.longest, length)
-				pages += ceilDiv(r.Position+length, b.shape.Page)
-			} else {
-				shape.decode += sr.tokens
-				shape.drafts = shape.drafts || len(r.Drafts) > 0
-			}
-			s.token = -1
-			for k := range 1 + len(r.Drafts) {
-				to := &plan.rows[row]
-				to.Slot, to.Pos, to.Len, to.Start, to.Token = int32(r.Slot), int32(r.Position+k), int32(length), int32(token), known
-				if k < len(r.Drafts) {
-					known = r.Drafts[k]
-				}
-				if r.Sample || r.Logits {
-					if k == 0 {
-						sr.sample = shape.samples
-					}
-					sampled := &plan.rows[shape.samples]
-					sampled.SampleRow, sampled.MaskRow = int32(row), -1
-					if r.Mask != nil {
-						sampled.MaskRow = int32(len(st.maskOf))
-						st.maskOf = append(st.maskOf, r.Mask)
-					}
-					shape.samples++
-					shape.full = shape.full || s.full || r.Mask != nil || r.Logits
-				}
-				row++
-				token += length
+	row, token, updates, logitRows, pages, decode := 0, 0, 0, 0, 0, -1
+	order := b.rowOrder(batch, &shape)
+	for k, i := range order {
+		r := &batch.Rows[i]
+		prefill := len(r.Tokens) > 0
+		if prefill && decode < 0 {
+			decode = row
+			for shape.decode = b.promptsAt(row, len(order)-k); row < shape.decode; row++ {
+				plan.rows[row].Slot, plan.rows[row].Len, plan.rows[row].Start = -1, 0, int32(token)
 			}
 		}
+		s := &b.slots[r.Slot]
+		if r.Start != nil {
+			*s = newSlot(r.Start, b.info.VocabSize)
+			st.starts = true
+		}
+		sr := &st.rows[i]
+		*sr = stepRow{slot: r.Slot, sample: -1, token: token, tokens: r.NumTokens(), targets: r.Targets != nil, logits: r.Logits, logProbs: s.logProbs, top: s.top}
+		st.drafts = append(st.drafts, r.Drafts...)
+		sr.drafts = st.drafts[len(st.drafts)-len(r.Drafts):]
+		for j := s.pages; j < min(len(r.Pages), b.shape.MaxPages); j++ {
+			plan.update[updates] = pageUpdate{Slot: uint32(r.Slot), Index: uint32(j), Page: uint32(r.Pages[j])}
+			updates++
+		}
+		s.pages = max(s.pages, min(len(r.Pages), b.shape.MaxPages))
+		if r.Logits {
+			sr.logitsRow = logitRows
+			logitRows++
+		}
+		if r.Targets != nil {
+			st.targets++
+		}
+		length, known := 1, s.token
+		if prefill {
+			copy(plan.tok[token:], r.Tokens)
+			length, known = sr.tokens, -1
+			shape.longest = max(shape.longest, length)
+			pages += ceilDiv(r.Position+length, b.shape.Page)
+		} else {
+			shape.drafts = shape.drafts || len(r.Drafts) > 0
+		}
+		s.token = -1
+		for d := range 1 + len(r.Drafts) {
+			to := &plan.rows[row]
+			to.Slot, to.Pos, to.Len, to.Start, to.Token = int32(r.Slot), int32(r.Position+d), int32(length), int32(token), known
+			to.From = 0
+			if shape.shared && !prefill {
+				to.From = b.prefixes.from[k]
+			}
+			if d < len(r.Drafts) {
+				known = r.Drafts[d]
+			}
+			if r.Sample || r.Logits {
+				if d == 0 {
+					sr.sample = shape.samples
+				}
+				sampled := &plan.rows[shape.samples]
+				sampled.SampleRow, sampled.MaskRow = int32(row), -1
+				if r.Mask != nil {
+					sampled.MaskRow = int32(len(st.maskOf))
+					st.maskOf = append(st.maskOf, r.Mask)
+				}
+				shape.samples++
+				shape.full = shape.full || s.full || r.Mask != nil || r.Logits
+			}
+			row++
+			token += length
+		}
+	}
+	if decode < 0 {
+		decode, shape.decode = row, row
 	}
 	shape.rows, shape.tokens, shape.widens = row, token, widensKV && pages > 0 && pages <= b.shape.widenedPages(b.device) && !b.shape.Deterministic
 	st.masks, st.logits = len(st.maskOf) > 0, logitRows > 0
-	*plan.header = planHeader{Tokens: int32(token), Rows: int32(row), Decode: int32(shape.decode), Samples: int32(shape.samples), Updates: int32(updates)}
+	*plan.header = planHeader{Tokens: int32(token), Rows: int32(row), Decode: int32(decode), Samples: int32(shape.samples), Updates: int32(updates)}
 	return shape, nil
+}
+
+// rowOrder lists the batch's rows as the device has them: decode rows first, those that share pages together where that pays.
+func (b *Backend) rowOrder(batch *backend.Batch, shape *stepShape) []int {
+	x := &b.prefixes
+	shape.shared = b.shape.canShare() && x.find(batch.Rows, b.info.PageSize, b.shape.prefixRows())
+	if !shape.shared {
+		x.order = x.order[:0]
+		for i := range batch.Rows {
+			if len(batch.Rows[i].Tokens) == 0 {
+				x.order = append(x.order, i)
+			}
+		}
+	}
+	for i := range batch.Rows {
+		if len(batch.Rows[i].Tokens) > 0 {
+			x.order = append(x.order, i)
+		}
+	}
+	return x.order
+}
+
+// promptsAt is the place of the first of so many prompts behind decode rows.
+func (b *Backend) promptsAt(decode, prompts int) int {
+	if at := bucketFor(decode); b.mixedGraphs && decode > 0 && at+prompts <= b.shape.MaxRows {
+		return at
+	}
+	return decode
 }
 
 // copyPlan brings a plan to device memory, where many threads can read it at once: worth it for a prompt's tokens.

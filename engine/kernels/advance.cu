@@ -20,7 +20,7 @@ struct Params {
 	const u64* step;
 	u32 tok_at, update_at;  // bytes into a copy: i32 [tokens], PageUpdate [header.updates]. Header and PlanRow [rows] come first
 	i32 *tok_id, *tok_pos, *tok_slot;                         // [tokens]
-	i32 *row_slot, *row_pos, *row_len, *row_start, *row_ctx;  // [rows]
+	i32 *row_slot, *row_pos, *row_len, *row_start, *row_ctx, *row_from;  // [rows]
 	i32 *sample_tok, *sample_slot, *sample_pos, *mask_row;    // [rows]
 	const i32* slot_token;                                    // [slots]
 	i32* page_table;                                          // [slots, MAX_PAGES]
@@ -58,6 +58,7 @@ extern "C" __global__ void __launch_bounds__(THREADS) advance(const __grid_const
 			p.row_len[r] = real ? rows[r].len : 0;
 			p.row_start[r] = real ? rows[r].start : 0;
 			p.row_ctx[r] = real ? rows[r].pos + rows[r].len : 0;
+			p.row_from[r] = real ? rows[r].from : 0;
 			const PlanRow& last = rows[sampled ? rows[r].sample_row : 0];
 			p.sample_tok[r] = sampled ? last.start + last.len - 1 : 0;
 			p.sample_slot[r] = sampled ? last.slot : -1;

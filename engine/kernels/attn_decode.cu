@@ -17,6 +17,9 @@
 #if !defined(CTAS) || !defined(TILE)
 #error "CTAS of an SM; TILE tokens of a warp's step, a multiple of 16"
 #endif
+#ifndef PREFIX
+#define PREFIX 0  // 1: rows may begin behind row_from tokens, to which attn_prefix has attended
+#endif
 #define THREADS 128
 constexpr int WARPS = THREADS / 32;
 constexpr int SUBS = TILE / 16;    // matrix tiles of a step
@@ -25,7 +28,8 @@ static_assert(GROUP <= 8, "more than 8 query heads a KV head");
 
 constexpr int ROW = HEAD_DIM * (int)sizeof(kv_t);  // bytes of a token's K or V of a head
 constexpr int K_WORDS = ROW / 16, V_WORDS = ceil_div(ROW, 32);  // words of it that a lane holds: a quarter of K, an eighth of V
-constexpr int MAX_SPLITS = 32;
+constexpr int MAX_SPLITS = 32;     // attn_prefix's included
+constexpr int PREFIX_TILE = 64;    // attn_prefix's
 constexpr int PART = GROUP * (HEAD_DIM + 4);  // floats of a split's partial result
 constexpr int PITCH = HEAD_DIM + 8;  // of heads in shared memory, against bank conflicts
 
@@ -38,12 +42,15 @@ struct Params {
 	const float2* rope;   // [positions, HEAD_DIM/2] cos, sin
 	const i32* row_slot;  // [rows], -1: padding
 	const i32* row_ctx;   // [rows], this token included
+	const i32* row_from;  // [rows], PREFIX
 	const i32* page_table;  // [slots, MAX_PAGES]
-	float* part;          // [rows, KV_HEADS, splits, GROUP*(HEAD_DIM+4)]: sums of V, then (max, sum of weights) a head
+	float* part;          // [rows, KV_HEADS, prefix_splits + splits, GROUP*(HEAD_DIM+4)]: sums of V, then (max, sum of weights) a head
 	u32* arrived;         // [rows, KV_HEADS], 0 before and after
 	float scale;          // log2(e)/sqrt(HEAD_DIM), times K's scale
 	float to_k, to_v;     // what K and V are multiplied by to be stored, KV_FP8
 	float of_v;           // V's scale, KV_FP8
+	i32 prefix_splits;    // of attn_prefix at most; 0 unless PREFIX
+	i32 pad;
 };
 
 // A head's bytes are dealt to LANES lanes in pieces of 16, then of 8, 4 and 2 where it is no multiple. load_row gives a lane its share,
@@ -165,9 +172,12 @@ extern "C" __global__ void __launch_bounds__(THREADS, CTAS) attn_decode(const __
 	PDL_LAUNCH();
 
 	const i32 slot = ld4_l2(p.row_slot + row), ctx = ld4_l2(p.row_ctx + row), pos = ctx - 1;
-	const int begin = window_start(ctx), tile0 = begin / TILE, tiles = slot < 0 ? 0 : ceil_div(ctx, TILE) - tile0;
+	const int from = PREFIX ? (int)ld4_l2(p.row_from + row) : 0, shared_tiles = from / PREFIX_TILE;
+	const int begin = PREFIX ? from : window_start(ctx), tile0 = begin / TILE, tiles = slot < 0 ? 0 : ceil_div(ctx, TILE) - tile0;
 	const int per_split = ceil_div(max(ceil_div(tiles, (int)gridDim.x), MIN_SPLIT / TILE), WARPS) * WARPS;
 	const int splits = ceil_div(tiles, per_split);
+	// attn_prefix's partial results lie before this kernel's and are merged as if they were splits of it.
+	const int before = shared_tiles > 0 ? ceil_div(shared_tiles, ceil_div(shared_tiles, p.prefix_splits)) : 0, places = (PREFIX ? p.prefix_splits : 0) + gridDim.x;
 	auto out = [&](int i) { return p.out + ((size_t)row * HEADS + head * GROUP) * HEAD_DIM + i; };
 	if (split >= splits) {
 		PDL_WAIT();
@@ -322,7 +332,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, CTAS) attn_decode(const __
 
 	// Merge the warps, in their order; a thread takes four dims at a time.
 	constexpr int QUADS = GROUP * HEAD_DIM / 4;
-	float* part = p.part + ((size_t)(row * KV_HEADS + head) * gridDim.x + split) * PART;
+	float* part = p.part + ((size_t)(row * KV_HEADS + head) * places + (PREFIX ? p.prefix_splits : 0) + split) * PART;
 	for (int i = tid; i < QUADS; i += THREADS) {
 		const int h = i / (HEAD_DIM / 4), d = i % (HEAD_DIM / 4) * 4;
 		float top = sh.m[0][h];
@@ -336,14 +346,14 @@ extern "C" __global__ void __launch_bounds__(THREADS, CTAS) attn_decode(const __
 			add_scaled(sum, weight, *reinterpret_cast<const float4*>(&sh.o[w][h][d]));
 			total = fmaf(weight, sh.l[w][h], total);
 		}
-		if (splits == 1) {
+		if (before + splits == 1) {
 			store_quad(out(h * HEAD_DIM + d), sum, (KV_FP8 ? p.of_v : 1.f) / total);
 			continue;
 		}
 		*reinterpret_cast<float4*>(part + h * HEAD_DIM + d) = sum;
 		if (d == 0) *reinterpret_cast<float2*>(part + GROUP * HEAD_DIM + 2 * h) = make_float2(top, total);
 	}
-	if (splits == 1) return;
+	if (before + splits == 1) return;
 	__syncthreads();
 	u32* counter = p.arrived + row * KV_HEADS + head;
 	if (tid == 0) sh.arrived = atom_inc_acq_rel(counter);
@@ -352,19 +362,20 @@ extern "C" __global__ void __launch_bounds__(THREADS, CTAS) attn_decode(const __
 
 	// The last to arrive merges the splits, in their order. The first of them are on their way before the weights are known.
 	if (tid == 0) *counter = 0;
-	part -= (size_t)split * PART;
+	part -= (size_t)(before + split) * PART;
+	const int pieces = before + splits;
 	constexpr int AHEAD = 8;
 	float4 piece[AHEAD];
 	auto fetch = [&](int i, int s0) {
 #pragma unroll
 		for (int s = 0; s < AHEAD; s++)
-			if (s0 + s < splits) {
+			if (s0 + s < pieces) {
 				const uint4 v = ld16_l2(part + (size_t)(s0 + s) * PART + 4 * i);
 				piece[s] = make_float4(__uint_as_float(v.x), __uint_as_float(v.y), __uint_as_float(v.z), __uint_as_float(v.w));
 			}
 	};
 	if (tid < QUADS) fetch(tid, 0);
-	for (int i = tid; i < splits * GROUP; i += THREADS) {
+	for (int i = tid; i < pieces * GROUP; i += THREADS) {
 		const uint2 v = ld8_l2(part + (size_t)(i / GROUP) * PART + GROUP * HEAD_DIM + 2 * (i % GROUP));
 		sh.of_split[i / GROUP][i % GROUP] = make_float2(__uint_as_float(v.x), __uint_as_float(v.y));
 	}
@@ -372,13 +383,13 @@ extern "C" __global__ void __launch_bounds__(THREADS, CTAS) attn_decode(const __
 	for (int i = tid; i < QUADS; i += THREADS) {
 		const int h = i / (HEAD_DIM / 4);
 		float top = -1e30f, total = 0.f;
-		for (int s = 0; s < splits; s++) top = fmaxf(top, sh.of_split[s][h].x);
+		for (int s = 0; s < pieces; s++) top = fmaxf(top, sh.of_split[s][h].x);
 		float4 sum = make_float4(0.f, 0.f, 0.f, 0.f);
-		for (int s0 = 0; s0 < splits; s0 += AHEAD) {
+		for (int s0 = 0; s0 < pieces; s0 += AHEAD) {
 			if (i != tid || s0 > 0) fetch(i, s0);
 #pragma unroll
 			for (int s = 0; s < AHEAD; s++) {
-				if (s0 + s >= splits) break;
+				if (s0 + s >= pieces) break;
 				const float2 ml = sh.of_split[s0 + s][h];
 				const float weight = exp2_fast(ml.x - top);
 				add_scaled(sum, weight, piece[s]);

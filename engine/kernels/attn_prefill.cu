@@ -2,16 +2,13 @@
 //
 // Shapes: qkv [tokens, QKV_N] (q rotated, half_t), out [tokens, HEADS HEAD_DIM] bf16, cache as attn_decode's. Grid (HEADS, query tiles of the
 // longest row, rows), 256 threads = 8 warps of 16 query tokens; dynamic shared memory 2 stages of K and V tiles of 64 tokens.
-// FLOPs: 4 HEADS HEAD_DIM a visible pair; bound by the matrix units. FlashAttention-2's scheme (arXiv:2307.08691): S and O stay in
-// registers, online softmax in base 2, the next tile is copied (cp.async) while this one is multiplied. Rows are padded by 16 bytes
-// against bank conflicts. Tiles late in the sequence see more and start first. An e4m3 cache is widened on its way to shared memory: the
+// FLOPs: 4 HEADS HEAD_DIM a visible pair; bound by the matrix units. FlashAttention-2's scheme (flash.cuh); the next tile is copied (cp.async)
+// while this one is multiplied. Tiles late in the sequence see more and start first. An e4m3 cache is widened on its way to shared memory: the
 // next tile is fetched into registers before the products, and stored after them.
-#include "attention.cuh"
+#include "flash.cuh"
 
 #define THREADS 256
-constexpr int QT = 128, KT = 64;        // query and key tokens of a tile
-constexpr int PITCH = HEAD_DIM + 8;     // elements of a row in shared memory
-constexpr int KS = HEAD_DIM / 16;       // steps of the first product
+constexpr int QT = 128;  // query tokens of a tile
 
 struct Params {
 	const bf16* qkv;
@@ -28,11 +25,9 @@ struct Params {
 	i32 pad;
 };
 
-struct Stage { half_t k[KT][PITCH], v[KT][PITCH]; };
-
 extern "C" __global__ void __launch_bounds__(THREADS, 1) attn_prefill(const __grid_constant__ Params p) {
 	extern __shared__ uint4 smem[];
-	Stage* stage = reinterpret_cast<Stage*>(smem);
+	KVTile* stage = reinterpret_cast<KVTile*>(smem);
 	const int tid = threadIdx.x, lane = tid & 31, warp = tid >> 5, g = lane >> 2, t = lane & 3;
 	const int head = blockIdx.x, row = p.first_row + blockIdx.z, q0 = (gridDim.y - 1 - blockIdx.y) * QT;
 	PDL_LAUNCH();
@@ -80,7 +75,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) attn_prefill(const __gr
 		st16(to + 8, make_uint4(c.x, c.y, d.x, d.y));
 	};
 	auto place = [&](int tile) {
-		Stage& s = stage[tile & 1];
+		KVTile& s = stage[tile & 1];
 #pragma unroll
 		for (int i = 0; i < SHARE; i++) {
 			const int piece = tid + i * THREADS, r = piece / (HEAD_DIM / 16), c = piece % (HEAD_DIM / 16);
@@ -93,7 +88,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) attn_prefill(const __gr
 #else
 	constexpr int CHUNKS = HEAD_DIM / 8;  // 16-byte pieces of a row
 	auto copy = [&](int tile) {
-		Stage& s = stage[tile & 1];
+		KVTile& s = stage[tile & 1];
 		for (int i = tid; i < KT * CHUNKS; i += THREADS) {
 			const int r = i / CHUNKS, c = i % CHUNKS, token = token_at(tile, r);
 			const bool valid = token < end;
@@ -106,8 +101,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) attn_prefill(const __gr
 	copy(0);
 #endif
 
-	float o[2 * KS][4] = {};
-	float m[2] = {-1e30f, -1e30f}, l[2] = {};
+	Flash flash;
 	for (int tile = 0; tile < tiles; tile++) {
 #if KV_FP8
 		place(tile);
@@ -118,74 +112,21 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) attn_prefill(const __gr
 		__syncthreads();
 		if (tile + 1 < tiles) copy(tile + 1);
 #endif
-		const Stage& s = stage[tile & 1];
-		float sc[KT / 8][4] = {};
-#pragma unroll
-		for (int i = 0; i < KS; i++)
-#pragma unroll
-			for (int n = 0; n < KT / 16; n++) {
-				u32 b[4];  // keys 16n..16n+7: k lo, k hi; then 16n+8..
-				ldmatrix4(b, smem_addr(&s.k[16 * n + (lane & 7) + (lane >> 4) * 8][16 * i + (lane >> 3 & 1) * 8]));
-				mma_half(sc[2 * n], q[i][0], q[i][1], q[i][2], q[i][3], b[0], b[1]);
-				mma_half(sc[2 * n + 1], q[i][0], q[i][1], q[i][2], q[i][3], b[2], b[3]);
-			}
 		const int k0 = begin + tile * KT;
-		if (k0 + KT > pos + q0 + warp * 16 + 1 || (WINDOW && k0 < window_start(pos + q0 + warp * 16 + 16))) {
-#pragma unroll
-			for (int n = 0; n < KT / 8; n++)
-#pragma unroll
-				for (int i = 0; i < 4; i++) {
-					int key = k0 + 8 * n + 2 * t + (i & 1), query = pos + (i < 2 ? qa : qb);
-					if (key > query || (WINDOW && key <= query - WINDOW)) sc[n][i] = -__int_as_float(0x7F800000);
-				}
-		}
-		float shrink[2];
-#pragma unroll
-		for (int h = 0; h < 2; h++) {
-			float top = m[h];
-#pragma unroll
-			for (int n = 0; n < KT / 8; n++) top = fmaxf(top, fmaxf(sc[n][2 * h], sc[n][2 * h + 1]) * p.scale);
-			top = fmaxf(top, __shfl_xor_sync(~0u, top, 1));
-			top = fmaxf(top, __shfl_xor_sync(~0u, top, 2));
-			shrink[h] = exp2_fast(m[h] - top);
-			m[h] = top;
-			l[h] *= shrink[h];
-#pragma unroll
-			for (int n = 0; n < KT / 8; n++) {
-				sc[n][2 * h] = exp2_fast(fmaf(sc[n][2 * h], p.scale, -top));
-				sc[n][2 * h + 1] = exp2_fast(fmaf(sc[n][2 * h + 1], p.scale, -top));
-				l[h] += sc[n][2 * h] + sc[n][2 * h + 1];
-			}
-		}
-#pragma unroll
-		for (int n = 0; n < 2 * KS; n++) {
-			o[n][0] *= shrink[0];
-			o[n][1] *= shrink[0];
-			o[n][2] *= shrink[1];
-			o[n][3] *= shrink[1];
-		}
-#pragma unroll
-		for (int k = 0; k < KT / 16; k++) {
-			u32 a[4] = {pack_half(sc[2 * k][0], sc[2 * k][1]), pack_half(sc[2 * k][2], sc[2 * k][3]),
-			            pack_half(sc[2 * k + 1][0], sc[2 * k + 1][1]), pack_half(sc[2 * k + 1][2], sc[2 * k + 1][3])};
-#pragma unroll
-			for (int n = 0; n < KS; n++) {
-				u32 b[4];  // dims 16n..16n+7: tokens lo, hi; then 16n+8..
-				ldmatrix4_trans(b, smem_addr(&s.v[16 * k + (lane & 15)][16 * n + (lane >> 4) * 8]));
-				mma_half(o[2 * n], a[0], a[1], a[2], a[3], b[0], b[1]);
-				mma_half(o[2 * n + 1], a[0], a[1], a[2], a[3], b[2], b[3]);
-			}
-		}
+		const bool edge = k0 + KT > pos + q0 + warp * 16 + 1 || (WINDOW && k0 < window_start(pos + q0 + warp * 16 + 16));
+		flash.add(q, stage[tile & 1], p.scale, lane, edge, [&](int h, int i) {
+			const int key = k0 + i, query = pos + (h ? qb : qa);
+			return key > query || (WINDOW && key <= query - WINDOW);
+		});
 	}
 #pragma unroll
 	for (int h = 0; h < 2; h++) {
-		l[h] += __shfl_xor_sync(~0u, l[h], 1);
-		l[h] += __shfl_xor_sync(~0u, l[h], 2);
+		const float sum = flash.sum(h);
 		const int query = h ? qb : qa;
 		if (query >= len) continue;
-		const float scale = (KV_FP8 ? p.of_v : 1.f) / l[h];
+		const float scale = (KV_FP8 ? p.of_v : 1.f) / sum;
 		bf16* out = p.out + (size_t)(start + query) * HEADS * HEAD_DIM + head * HEAD_DIM;
 #pragma unroll
-		for (int n = 0; n < 2 * KS; n++) *reinterpret_cast<u32*>(out + 8 * n + 2 * t) = pack_bf16(o[n][2 * h] * scale, o[n][2 * h + 1] * scale);
+		for (int n = 0; n < 2 * KS; n++) *reinterpret_cast<u32*>(out + 8 * n + 2 * t) = pack_bf16(flash.o[n][2 * h] * scale, flash.o[n][2 * h + 1] * scale);
 	}
 }

@@ -28,7 +28,7 @@ struct PlanRow {
 	i32 pos, len, start;      // position of its first token; its tokens; the first one's place in the step
 	i32 sample_row, mask_row; // of the r-th sampled row, not of this one: the row it is, and its mask or -1
 	i32 token;                // of a decode row: -1 takes the slot's
-	i32 pad;
+	i32 from;                 // of a decode row: leading tokens that attn_prefix attends to
 };
 struct PageUpdate { u32 slot, index, page, pad; };  // page_table[slot][index] = page
 static_assert(sizeof(PlanHeader) == 32 && sizeof(PlanRow) == 32 && sizeof(PageUpdate) == 16, "mirrored in Go");

@@ -18,17 +18,16 @@ struct Params {
 	const i32* tok_pos;   // [tokens]
 	const i32* tok_slot;  // [tokens], -1: padding
 	const i32* page_table;
-	i32 first;            // token of CTA 0: decode rows come before
+	const i32* first;     // the place in the step of the first of these tokens: decode rows come before
 	float to_k, to_v;     // what K and V are multiplied by to be stored, KV_FP8
-	i32 pad;
 };
 
 extern "C" __global__ void __launch_bounds__(THREADS) rope_kv(const __grid_constant__ Params p) {
-	const int lane = threadIdx.x & 31, warp = threadIdx.x >> 5, token = p.first + blockIdx.x;
+	const int lane = threadIdx.x & 31, warp = threadIdx.x >> 5, token = blockIdx.x;
 	PDL_LAUNCH();
 	PDL_WAIT();
 	const i32 slot = p.tok_slot[token], pos = p.tok_pos[token];
-	if (slot < 0) return;
+	if (slot < 0 || token < *p.first) return;
 	bf16* x = p.qkv + (size_t)token * QKV_N;
 	const i32 page = p.page_table[(size_t)slot * MAX_PAGES + pos / PAGE];
 	float2 cs[PAIRS];

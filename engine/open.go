@@ -183,7 +183,7 @@ const pageSizeForTokens = 16
 // backendOptions translates o. What stays 0 the backend chooses.
 func backendOptions(o *Options, cfg *model.Config, progress func(string, float64, float64, string)) backend.Options {
 	b := backend.Options{
-		MaxRows: o.MaxRunningRequests, MaxTokens: o.MaxPrefillTokens, MaxContext: o.ContextLength, PageSize: o.PageSize,
+		MaxRows: o.MaxRunningRequests, MaxTokens: o.MaxPrefillTokens, MixedTokens: o.MaxMixedTokens, MaxContext: o.ContextLength, PageSize: o.PageSize,
 		MemFraction: o.MemFractionStatic, KVDType: o.KVCacheDType, DType: o.DType,
 		Threads: o.Threads, DisableGraph: o.DisableCUDAGraph, Deterministic: o.Deterministic, Progress: progress,
 		SimulateUniformExperts: o.SimulateUniformExperts,

@@ -215,6 +215,9 @@ type Options struct {
 	PageSize   int // tokens of a page
 	NumPages   int // 0: as many as MemFraction leaves room for
 	MaxVerify  int // rows and draft tokens together of a step that has drafts; 0: rows carry none
+	// MixedTokens is the most prompt tokens of a step with decode rows, where no long queue waits: such steps come again and again, and the
+	// CUDA backend makes graphs of them. 0: there is no bound.
+	MixedTokens int
 	// MemFraction is the part of the device's memory for weights and KV pages together, 0..1.
 	MemFraction float64
 	// KVDType is the KV cache's element type: "auto", "float32", "bfloat16" or "fp8_e4m3".

@@ -23,8 +23,10 @@ func TestMixedGraphs(t *testing.T) {
 	cfg := backendtest.Models()["mistral"]
 	w := weights.NewDummy(cfg)
 	o := testOptions
+	o.MixedTokens = 64
+	graphs := openTest(t, cfg, w, o, settings{})
 	o.DisableGraph = true
-	graphs, eager := openTest(t, cfg, w, testOptions, settings{mixed: true}), openTest(t, cfg, w, o, settings{mixed: true})
+	eager := openTest(t, cfg, w, o, settings{})
 	sampling := backend.Sampling{TopP: 1, RepetitionPenalty: 1, LogProbs: true}
 	const decoding, per = 6, 4 // sequences, pages of each
 	pages := func(slot int) []int32 {

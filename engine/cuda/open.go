@@ -136,7 +136,6 @@ type settings struct {
 	blasOnly bool // products of more than 16 tokens are all cuBLASLt's, none gemm_sm90's
 	noBlas   bool // cuBLASLt is not opened: products that are its are not to be asked for
 	prefixes bool // decode rows that begin with the same pages read them together: off until TestAttnPrefix has passed on a GPU
-	mixed    bool // steps of decode rows and prompts are graphs: off until TestMixedGraphs has passed on a GPU
 	stamps   bool // kernels note when they began: see timeline_test.go
 	delays   int  // nanoseconds at most that warps sleep where kernels meet: see races_test.go
 	cacheDir string
@@ -277,7 +276,7 @@ func (b *Backend) open(cfg *model.Config, w *weights.Store, o backend.Options, s
 	}
 	b.info.BF16FLOPs, b.info.FP8FLOPs = bf16FLOPs, fp8FLOPs
 	s.MoE.info(&b.info, s)
-	b.slots, b.prefixes.pays, b.mixedGraphs = make([]slot, s.MaxRows), prefixPays, set.mixed
+	b.slots, b.prefixes.pays, b.mixedGraphs = make([]slot, s.MaxRows), prefixPays, o.MixedTokens > 0
 	b.info.DraftHead = b.head != nil
 	b.checker = backend.NewChecker(b.info)
 	if b.head != nil {

@@ -4,6 +4,8 @@ import (
 	"context"
 	"errors"
 	"math"
+	"os"
+	"path/filepath"
 	"strings"
 	"testing"
 
@@ -26,32 +28,54 @@ no one had found a way to get it up the hill, and the captain decided that the f
 would argue about what had been repaired first, the roof or the habit of talking to each other, but they agreed that the school smelled faintly of
 oranges every time it rained, and that the piano, which the salt had ruined within a month, had never sounded better than on that first night.`
 
-// TestFP8KeepsPerplexity holds the real model with its layers quantised to E4M3 at load to at most 2 % more perplexity than as it is stored. E4M3
-// has four significant bits: a weight is off by 2.6 % (rms), which a model of 135M parameters, stored in four bits before, pays for with 1.2 %
-// (11,000 tokens of prose and documents, standard error 0.2 %).
+// TestFP8KeepsPerplexity holds the real model with its layers quantised to E4M3 at load against what is stored, on prose and on documents of this
+// repository. E4M3 has four significant bits: with the scale of least error a weight is off by 2.2 % (rms), which a model of 135M parameters, stored in
+// four bits before, pays for with 1.27 % of perplexity (12,144 tokens of prose and documents, standard error 0.16 %; with scales of largest magnitude
+// 1.91 %). The 3,900 tokens here have a standard error of 0.28 %: 2 % is the least bound that chance does not break. How far log probabilities move
+// is known better: by 0.176 with these scales, 0.214 with those (rms, the same 12,144 tokens), and 0.195 lies between.
 func TestFP8KeepsPerplexity(t *testing.T) {
 	path, err := fetch.Path()
 	if errors.Is(err, fetch.ErrNotReady) {
 		t.Skip(err)
 	}
 	require.NoError(t, err)
-	perplexity := func(quantization string) float64 {
+	if testing.Short() {
+		t.Skip("8,000 tokens of a real model take half a minute")
+	}
+	texts := []string{strings.ReplaceAll(prose, "\n", " ")}
+	for _, name := range []string{"README.md", "docs/security.md"} {
+		text, err := os.ReadFile(filepath.Join("..", name))
+		require.NoError(t, err)
+		const size = 2200 // bytes of a prompt
+		for ; len(text) > size; text = text[size:] {
+			texts = append(texts, strings.ToValidUTF8(string(text[:size]), ""))
+		}
+	}
+	logProbs := func(quantization string) (all []float64) {
 		o := DefaultOptions()
 		o.Device, o.MaxTotalTokens, o.Quantization = "cpu", 4096, quantization
 		e, err := Open(context.Background(), path, WithOptions(o))
 		require.NoError(t, err)
 		defer func() { require.NoError(t, e.Close()) }()
-		out, err := e.Generate(context.Background(), Request{Prompt: strings.ReplaceAll(prose, "\n", " "), PromptLogProbs: true, Sampling: DefaultSampling(1)})
-		require.NoError(t, err)
-		require.Greater(t, len(out.PromptLogProbs), 350)
-		var sum float64
-		for _, p := range out.PromptLogProbs {
-			sum -= float64(p.LogProb)
+		for _, text := range texts {
+			out, err := e.Generate(context.Background(), Request{Prompt: text, PromptLogProbs: true, Sampling: DefaultSampling(1)})
+			require.NoError(t, err)
+			for _, p := range out.PromptLogProbs {
+				all = append(all, float64(p.LogProb))
+			}
 		}
-		return math.Exp(sum / float64(len(out.PromptLogProbs)))
+		return all
 	}
-	plain, fp8 := perplexity(""), perplexity("fp8")
-	t.Logf("perplexity %.3f as stored, %.3f in fp8: %+.2f %%", plain, fp8, 100*(fp8/plain-1))
-	require.Less(t, fp8, 1.02*plain)
-	require.NotEqual(t, plain, fp8, "nothing was quantised")
+	plain, fp8 := logProbs(""), logProbs("fp8")
+	require.Greater(t, len(plain), 3000)
+	var change, moved float64
+	for i := range plain {
+		change += (plain[i] - fp8[i]) / float64(len(plain))
+		moved += (plain[i] - fp8[i]) * (plain[i] - fp8[i]) / float64(len(plain))
+	}
+	moved = math.Sqrt(moved)
+	t.Logf("fp8: perplexity %+.2f %%, log probabilities move by %.3f (rms), %d tokens", 100*math.Expm1(change), moved, len(plain))
+	require.Less(t, math.Expm1(change), 0.02)
+	require.Less(t, moved, 0.195)
+	require.NotZero(t, moved, "nothing was quantised")
 }

@@ -14,6 +14,7 @@ const (
 	w4GemvProducts = 4 // the most of one kernel: o, gate_up, down and the next layer's qkv
 	w4GemvCounters = 4 // u32 behind w4_gemm's
 	w4GemvRing     = 5 // the fewest steps that keep memory busy
+	w4StreamTokens = 8 // the most tokens of which x may stream: 16 rows took 3.36 ms so, 3.21 with the kernels before (8B, H200)
 	w4GemvLeast    = 3 // the fewest that are worth it, on devices of little shared memory
 )
 
@@ -88,7 +89,7 @@ func w4GemvTileOf(calls []*w4GemvCall) (t w4GemvTile, ok bool) {
 		t.smem += t.ring * slot
 		t.deep = t.ring >= min(w4GemvRing, max(2, needed))
 	}
-	if lay(); !t.deep && t.xSteps > 0 && !normsLarge {
+	if lay(); !t.deep && t.xSteps > 0 && first.m <= w4StreamTokens && !normsLarge {
 		t.xSteps = 0
 		lay()
 	}

@@ -49,7 +49,7 @@ func TestPrefixes(t *testing.T) {
 func prefixShapes() map[string]shape {
 	out := map[string]shape{}
 	for name, s := range attnShapes() {
-		s.Prefixes, s.MaxVerify, s.MaxRows, s.MaxContext, s.MaxPages = true, 0, 64, 1024, 1024/s.Page
+		s.Prefixes, s.MaxVerify, s.MaxRows, s.MaxContext, s.MaxPages = true, 0, 64, 640, 640/s.Page
 		if s.canShare() {
 			out[name] = s
 		}
@@ -60,7 +60,7 @@ func prefixShapes() map[string]shape {
 // TestAttnPrefix: rows of several blocks that share a beginning, and some that do not, give what each gives alone.
 func TestAttnPrefix(t *testing.T) {
 	for name, s := range prefixShapes() {
-		for _, from := range []int{64, 704} {
+		for _, from := range []int{64, 320} {
 			t.Run(fmt.Sprintf("%s/from=%d", strings.TrimSuffix(name, "/fp8=false"), from), func(t *testing.T) {
 				const rows = 18
 				c := attnCase{}

@@ -277,8 +277,8 @@ func notInSteps() map[string]string {
 }
 
 // TestEveryKernelRuns takes small models through all kinds of steps: each kernel of engine/kernels is among what was launched, and the
-// results are finite. What it is for is to be run under compute-sanitizer: make sanitize. TOKAMAK_TEST_NO_BLAS=1, with -test.short, leaves
-// cuBLASLt out: its kernels lose the context under racecheck.
+// results are finite. What it is for is to be run under compute-sanitizer: make sanitize. TOKAMAK_TEST_BARE=1, with -test.short, leaves
+// cuBLASLt out, whose kernels lose the context under racecheck, and the probe of the matrix units, whose reads of shared memory it follows one by one.
 func TestEveryKernelRuns(t *testing.T) {
 	needGPU(t)
 	ran := map[string]bool{}
@@ -286,7 +286,7 @@ func TestEveryKernelRuns(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			o := c.options
 			o.DisableGraph = testing.Short() // one of each size takes longer to capture than these steps to run
-			b := openTest(t, c.model, weights.NewDummy(c.model), o, settings{noBlas: os.Getenv("TOKAMAK_TEST_NO_BLAS") != ""})
+			b := openTest(t, c.model, weights.NewDummy(c.model), o, settings{bare: os.Getenv("TOKAMAK_TEST_BARE") != ""})
 			for _, bits := range newExercise(t, b, false).all() {
 				require.NotEqual(t, uint32(0xDEAD), bits, "logits that are not finite")
 			}

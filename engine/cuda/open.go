@@ -134,7 +134,7 @@ func Open(cfg *model.Config, w *weights.Store, o backend.Options) (*Backend, err
 type settings struct {
 	noPDL    bool
 	blasOnly bool // products of more than 16 tokens are all cuBLASLt's, none gemm_sm90's
-	noBlas   bool // cuBLASLt is not opened: products that are its are not to be asked for
+	bare     bool // without cuBLASLt, whose products are not to be asked for, and without the probe of the matrix units: racecheck can follow neither
 	prefixes bool // decode rows that begin with the same pages read them together: off until TestAttnPrefix has passed on a GPU
 	stamps   bool // kernels note when they began: see timeline_test.go
 	delays   int  // nanoseconds at most that warps sleep where kernels meet: see races_test.go
@@ -249,7 +249,7 @@ func (b *Backend) open(cfg *model.Config, w *weights.Store, o backend.Options, s
 	b.compiler.edit = set.edit
 	b.functions, b.modules = map[unit]*driver.Function{}, map[unit]driver.Module{}
 	var warm errgroup.Group
-	if !set.noBlas {
+	if !set.bare {
 		warm.Go(b.openBlas)
 	}
 	if err := errors.Join(b.load(parts, o.Progress), warm.Wait()); err != nil {
@@ -262,9 +262,11 @@ func (b *Backend) open(cfg *model.Config, w *weights.Store, o backend.Options, s
 	if err != nil {
 		return err
 	}
-	bf16FLOPs, fp8FLOPs, err := b.tensorFLOPs()
-	if err != nil {
-		return err
+	var bf16FLOPs, fp8FLOPs *float64
+	if !set.bare {
+		if bf16FLOPs, fp8FLOPs, err = b.tensorFLOPs(); err != nil {
+			return err
+		}
 	}
 	weightBytes := weightPlaces.size
 	if !s.TiedHead {

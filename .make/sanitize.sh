@@ -5,6 +5,7 @@
 #
 #	sanitize.sh BINARY LOGS TOOL... <PATTERNS      in the test's folder; a line of PATTERNS is one of -test.run
 #
+# The library's kernels are its authors' to mend, and not looked at.
 set -u
 : "${SANITIZER:=compute-sanitizer}" "${JOBS:=$(nproc)}" "${LIMIT:=600}"
 export SANITIZER LIMIT TOKAMAK_REQUIRE_GPU=1

@@ -90,6 +90,9 @@ func TestOutOfMemoryLater(t *testing.T) {
 		require.False(t, fault.Sticky())
 		t.Log(err)
 	}
+	b, err := open("no kernel") // what the driver and cuBLASLt keep in any case
+	require.NoError(t, err)
+	require.NoError(t, b.Close())
 	before, _, err := r.context.Memory()
 	require.NoError(t, err)
 	t.Run("at capture", func(t *testing.T) {
@@ -110,5 +113,5 @@ func TestOutOfMemoryLater(t *testing.T) {
 	})
 	after, _, err := r.context.Memory()
 	require.NoError(t, err)
-	require.InDelta(t, before, after, 64<<20, "memory stays behind a backend") // the driver keeps some code of its own
+	require.InDelta(t, before, after, 64<<20, "memory stays behind a backend") // some kernels' code does, as long as another has the context
 }

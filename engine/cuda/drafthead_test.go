@@ -35,6 +35,9 @@ func tinyHead(t testing.TB) (*model.Config, *weights.Store) {
 	return cfg, w
 }
 
+// headOptions give all these tests, and the engine's, the same kernels: a head has as many of its own as a model, and compiling them is what takes time.
+var headOptions = backend.Options{MaxRows: 8, MaxTokens: 512, MaxContext: 128, PageSize: 16, NumPages: 96, MaxVerify: 48}
+
 // dummyHead is a small Llama whose head is as wide as that of a large one in everything that decides between kernels: heads of 128, and guesses
 // over a part of the vocabulary.
 func dummyHead(testing.TB) (*model.Config, *weights.Store) {
@@ -166,18 +169,19 @@ func sameGuesses(t *testing.T, want, got [][]backend.Guess) (compared, different
 
 // TestDraftHead: guesses on the device are the CPU's, whatever chunks, drafts and batch mates.
 func TestDraftHead(t *testing.T) {
-	for name, c := range map[string]struct {
+	for _, c := range []struct {
+		name   string
 		open   func(testing.TB) (*model.Config, *weights.Store)
 		prompt int
 		// What the logarithm of a probability may differ by. See bf16Tolerance: logits of about 3 differ by up to 0.08 there. The dummy head reads states
 		// that have passed 3 times as many layers, sqrt(3) of that and again for the layer of its own; the trained tiny one has logits of up to 15.
 		tolerance float64
 		turned    int // one of so many guesses may be another that is as good; the dummy's logits are flat
-	}{"tiny": {tinyHead, 40, 0.4, 10}, "dummy": {dummyHead, 300, 0.2, 3}} {
-		t.Run(name, func(t *testing.T) {
+	}{{"tiny", tinyHead, 40, 0.4, 10}, {"dummy", dummyHead, 90, 0.2, 3}} {
+		t.Run(c.name, func(t *testing.T) {
 			cfg, w := c.open(t)
 			const says = 24
-			o := backend.Options{MaxRows: 8, MaxTokens: 512, MaxContext: min(cfg.MaxPositions, 384), PageSize: 16, NumPages: 192, MaxVerify: 24}
+			o := headOptions
 			b := openTest(t, cfg, w, o, settings{})
 			require.True(t, b.Info().DraftHead)
 			o.Threads = 2
@@ -240,7 +244,9 @@ func TestGuessesAsDrafts(t *testing.T) {
 	require.NoError(t, err)
 	for _, graphs := range []bool{true, false} {
 		cfg, w := tinyHead(t)
-		b := openTest(t, cfg, w, backend.Options{MaxRows: 4, MaxTokens: 128, MaxContext: 128, PageSize: 16, NumPages: 64, MaxVerify: 16, DisableGraph: !graphs}, settings{})
+		o := headOptions
+		o.DisableGraph = !graphs
+		b := openTest(t, cfg, w, o, settings{})
 		sampling := backend.Sampling{TopP: 1, RepetitionPenalty: 1, LogProbs: true}
 		accepted, verified := 0, 0
 		for _, g := range goldens {

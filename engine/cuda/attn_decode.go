@@ -38,7 +38,7 @@ func attnSplits(d device, s shape, rows int) int {
 
 // attnScratchBytes is the room for attn_decode's counters and partial results, or gemm_sm90's sums of squares.
 func attnScratchBytes(d device, s shape) int64 {
-	return attnCounterBytes(s) + max(attnPartBytes(d, s), gemmSquaresBytes(d), largeSquaresBytes(s))
+	return attnCounterBytes(s) + max(attnPartBytes(d, s), gemmSquaresBytes(d))
 }
 
 func attnCounterBytes(s shape) int64 { return int64(pad(bucketFor(s.MaxRows)*s.KVHeads*4, 256)) }

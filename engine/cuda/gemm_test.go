@@ -67,7 +67,7 @@ func TestGEMM(t *testing.T) {
 // putTokens uploads tokens of k columns, and NaNs where a tile's room for tokens reaches past them.
 func (r *rig) putTokens(x []float32, k int) ptr {
 	x = slices.Clone(x)
-	for range largeTokens * k {
+	for range swigluTokens * k {
 		x = append(x, float32(math.NaN()))
 	}
 	return r.putBF16(x)

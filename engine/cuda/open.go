@@ -141,8 +141,6 @@ type settings struct {
 	cacheDir string
 	// edit changes a kernel's source before it is compiled; nil leaves all as they are.
 	edit func(file, source string) string
-	// large is the planner's.
-	large func(linear) bool
 }
 
 func openWith(cfg *model.Config, w *weights.Store, o backend.Options, set settings) (*Backend, error) {
@@ -234,7 +232,6 @@ func (b *Backend) open(cfg *model.Config, w *weights.Store, o backend.Options, s
 	copied := b.buffers
 	copied.Plan = [2]ptr{copied.PlanCopy, copied.PlanCopy}
 	b.copied = &planner{device: b.device, shape: s, buffers: &copied, layers: layers, noPDL: set.noPDL, blasOnly: set.blasOnly}
-	b.planner.large, b.copied.large = set.large, set.large
 	b.planner.captures, b.copied.captures = b.head, b.head
 	b.compiler = newCompiler(b.device, s, openCache(set.cacheDir))
 	if set.stamps || trace.Stamps.Load() {

@@ -40,7 +40,7 @@ func TestParamsMirrorKernels(t *testing.T) {
 		{advanceOp(d, s, b, 1, 1), "Params", advanceParams{}, "plan step tok_at update_at " +
 			"tok_id tok_pos tok_slot row_slot row_pos row_len row_start row_ctx row_from sample_tok sample_slot sample_pos mask_row slot_token page_table tokens rows"},
 		{s.qkv(32).call90(d, s.qkv(32).gemmTile(d), 0, 0, gemmParams{}).op(), "Params", gemmParams{}, "w x bias y logits slot position slot_param best gamma scaled squares rms_of tokens parts"},
-		{s.qkv(512).callLarge(d, s.qkv(512).largeTile(d), 0, 0, largeParams{}).op(), "Params", largeParams{}, "w x bias y logits gamma scaled squares rms_of tokens parts"},
+		{s.gateUp(512).swigluOp(d, 256, 0, 0, 0), "Params", swigluParams{}, "w x y tokens"},
 		{embedOp(d, s, b, 1), "Params", embedParams{}, "tok_id embed x"},
 		{draftCaptureOp(s, b, 0, 0, 1, 1), "Params", draftCaptureParams{}, "x aux step part rows"},
 		{draftGatherOp(0, 0, 0, 1, s.Hidden), "Params", draftGatherParams{}, "x y index"},

@@ -87,8 +87,6 @@ type planner struct {
 	blasOnly bool
 	// captures is the draft head that reads the layers' outputs, reads the one whose own steps these are. Both are nil where there is none.
 	captures, reads *draftHead
-	// large tells which products gemm_large_sm90 takes of those it can; nil: those for which it pays.
-	large func(linear) bool
 }
 
 // hooks are put into a step that gives more than tokens. Either may be nil.
@@ -231,7 +229,7 @@ func (p *planner) units() []unit {
 	if p.device.SM == 90 { // likewise
 		for n := tokenPad; n <= p.shape.MaxTokens; n += tokenPad {
 			st := stepShape{tokens: n}
-			add(p.linkGEMMs(slices.Concat(p.qkv(st, p.layers[0]), p.o(st, p.layers[0]), p.mlp(st, p.layers[0]))))
+			add(p.mlp(st, p.layers[0]))
 		}
 	}
 	start := startOp(p.device, p.shape, p.buffers, 1)

@@ -58,10 +58,6 @@ func (p *planner) head(st stepShape) (nodes []node, full bool) {
 		return nodesOf(gemvHeadOp(d, s, b, st.samples, st.full)), st.full
 	case p.ownGEMM(st.samples):
 		return append(nodesOf(gatherNormOp(d, s, b, st.samples)), node{own: gemmHead(d, s, b, st.samples, st.full)}), st.full
-	case p.largeGEMM(headLinear(s, st.samples, true)):
-		l := headLinear(s, st.samples, true)
-		l.name = "gemm_head"
-		return append(nodesOf(gatherNormOp(d, s, b, st.samples)), node{own: l.callLarge(d, l.largeTile(d), b.Head.Data, b.XS, largeParams{Logits: b.Logits})}), true
 	}
 	return append(nodesOf(gatherNormOp(d, s, b, st.samples)), p.headLogits(st.samples)...), true
 }
@@ -96,8 +92,8 @@ func (p *planner) before(g product, l linear, w weight) product {
 	return g
 }
 
-// productBF16: up to gemvRows tokens go to the streaming kernels, which norm x on the way; some more to gemm_sm90; the rest to gemm_large_sm90 or
-// cuBLASLt.
+// productBF16: up to gemvRows tokens go to the streaming kernels, which norm x on the way; some more to gemm_sm90; the rest to
+// cuBLASLt, but for gate_up.
 func (p *planner) productBF16(g product) []node {
 	d, s, b := p.device, p.shape, p.buffers
 	if g.m <= gemvRows && !s.Deterministic {
@@ -114,11 +110,8 @@ func (p *planner) productBF16(g product) []node {
 		call.gamma = g.gamma
 		return append(nodes, node{own: call})
 	}
-	if p.largeGEMM(g.linear) {
-		g.name = "gemm_" + g.name
-		call := g.callLarge(d, g.largeTile(d), g.w.Data, g.x, largeParams{Bias: g.bias, Y: g.y})
-		call.gamma = g.gamma
-		return append(nodes, node{own: call})
+	if p.ownSwiGLU(g.linear) {
+		return append(nodes, nodesOf(g.swigluOp(d, g.swigluTile(d), g.w.Data, g.x, g.y))...)
 	}
 	return append(nodes, p.productBLAS(g)...)
 }
@@ -136,15 +129,6 @@ func (p *planner) productBLAS(g product) []node {
 // ownGEMM tells whether gemm_sm90 takes products of m tokens. It does not where the sums' order may not depend on m.
 func (p *planner) ownGEMM(m int) bool {
 	return m > gemvRows && m <= gemmPays && !p.blasOnly && !p.shape.Deterministic && p.shape.fitsGEMM(p.device, m)
-}
-
-// largeGEMM tells whether gemm_large_sm90 takes the product.
-func (p *planner) largeGEMM(l linear) bool {
-	pays := linear.largePays
-	if p.large != nil {
-		pays = p.large
-	}
-	return !p.blasOnly && !p.shape.Deterministic && l.fitsLarge(p.device) && pays(l)
 }
 
 // deterministicRows is the one number of rows that every product has in deterministic mode: then an output depends on nothing but

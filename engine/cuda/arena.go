@@ -175,7 +175,7 @@ func workArena(d device, s shape, b *buffers) *arena {
 	a.take(&b.Dequantised, int64(s.Dequantised)*bf16Bytes)
 	if s.Dequantised > 0 {
 		a.take(&b.W4Part, w4GEMMBytes(d))
-		a.take(&b.W4Arrived, 4*(w4Counters+w4GemvCounters))
+		a.take(&b.W4Arrived, 4*w4Counters)
 	}
 	return a
 }

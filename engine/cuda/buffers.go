@@ -51,7 +51,7 @@ type buffers struct {
 	Dequantised   ptr // bf16, the largest matrix that is multiplied so
 	QX, QScale    ptr // e4m3 [MaxTokens, the most columns of an fp8 product], f32 [MaxTokens]
 	W4Part        ptr // f32 [SMs, 2, 256, 64]: w4_gemm's sums of shared tiles
-	W4Arrived     ptr // u32 [w4Counters + w4GemvCounters], zero between kernels
+	W4Arrived     ptr // u32 [w4Counters], zero between kernels
 	blasWorkspace ptr
 }
 

@@ -394,7 +394,7 @@ func (b *Backend) prepare(cfg *model.Config) error {
 		return err
 	}
 	if b.buffers.W4Arrived != 0 {
-		if err := driver.Memset(b.buffers.W4Arrived, 0, 4*(w4Counters+w4GemvCounters), b.stream); err != nil {
+		if err := driver.Memset(b.buffers.W4Arrived, 0, 4*w4Counters, b.stream); err != nil {
 			return err
 		}
 	}

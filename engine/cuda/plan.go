@@ -118,7 +118,7 @@ func (p *planner) step(st stepShape, h hooks) []node {
 		nodes = append(nodes, node{hook: h.beforeHead})
 	}
 	nodes = append(nodes, p.sample(st, h)...)
-	nodes = p.linkFP8(p.linkGEMMs(p.linkInt4(nodes)))
+	nodes = p.linkFP8(p.linkGEMMs(nodes))
 	for i := range nodes {
 		// A kernel may overlap the end of the one before it, but not a library's, whose kernels know nothing of it.
 		if o := nodes[i].op; o != nil && (i == 0 || nodes[i-1].op == nil || p.noPDL) {

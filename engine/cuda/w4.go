@@ -126,8 +126,8 @@ func dequantOp(d device, w weight, n, k int, out ptr) op {
 
 // productInt4: few tokens go to w4_gemv, some more to w4_gemm_sm90 or w4_gemm; for many, cuBLASLt multiplies by a bf16 copy.
 func (p *planner) productInt4(g product) []node {
-	if c, ok := p.w4GemvCall(g); ok && !p.shape.Deterministic {
-		return []node{{own: c}}
+	if t, ok := g.w4GemvTile(p.device, g.w.Group); ok && !p.shape.Deterministic && (p.shape.MaxVerify == 0 || g.alwaysW4Gemv(p.device)) {
+		return nodesOf(g.w4GemvOp(p.device, t))
 	}
 	var nodes []node
 	if g.norm {
@@ -142,6 +142,15 @@ func (p *planner) productInt4(g product) []node {
 	nodes = append(nodes, nodesOf(dequantOp(p.device, g.w, g.n, g.k, p.buffers.Dequantised))...)
 	g.w = weight{Data: p.buffers.Dequantised}
 	return append(nodes, p.productBLAS(g)...)
+}
+
+// alwaysW4Gemv tells whether w4_gemv takes the product of as many tokens as any. Where drafts are verified a token's bits may not depend on how many there are, and
+// w4_gemv adds in another order than the others.
+func (g product) alwaysW4Gemv(d device) bool {
+	l := g.linear
+	l.m = w4Tokens
+	_, ok := l.w4GemvTile(d, g.w.Group)
+	return ok
 }
 
 // dequantised is the number of elements of the largest matrix of four bits.

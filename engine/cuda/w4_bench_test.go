@@ -79,11 +79,8 @@ func BenchmarkInt4Products(b *testing.B) {
 				ways, units = append(ways, w), append(units, w.chain[0].op.Unit)
 			}
 			g := of(p.layers[0], m)
-			if _, ok := p.w4GemvCall(g); ok {
-				add("w4_gemv", func(g product) op {
-					c, _ := p.w4GemvCall(g)
-					return c.op()
-				})
+			if t, ok := g.w4GemvTile(d, g.w.Group); ok {
+				add("w4_gemv", func(g product) op { return g.w4GemvOp(d, t) })
 			}
 			add("w4_gemm", func(g product) op { return g.w4GEMMOp(d, p.buffers) })
 			for _, t := range g.w4GEMM90Tiles(d, g.w.Group) {

@@ -69,7 +69,7 @@ func (t w4GEMM90Tile) cost(l linear, d device) float64 {
 	if t.split == 1 {
 		rounds = ceilDiv(ceilDiv(l.n, t.rows()), d.SMs)
 	}
-	w, x := float64(t.rows()*(w4Step/2+4)), float64(l.m*w4Step*bf16Bytes)
+	w, x := float64(t.rows()*(w4Step/2+4)), float64(t.tokens*w4Step*bf16Bytes) // of all tokens: the tile, and with it the order of sums, is the same for fewer
 	cta := float64(ceilDiv(ceilDiv(l.k, w4Step), t.split)*rounds) * max(w/own, (w+x)/l2, latency)
 	all := float64(int4Bytes(l.n, l.k, w4Step)) / memory
 	tail := 0.

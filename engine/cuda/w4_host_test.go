@@ -25,7 +25,6 @@ type hostCase struct {
 // hostCases take every epilogue, size of groups, place of x and ragged end once, on as many CTAs as the engine has and on fewer.
 func hostCases() []hostCase {
 	d := testDevices["sm_90"]
-	p := &planner{device: d, buffers: &buffers{}}
 	var cases []hostCase
 	for _, c := range []struct {
 		n, k, group int
@@ -40,8 +39,8 @@ func hostCases() []hostCase {
 				end = epilogueStore
 			}
 			g := product{linear: linear{m: m, n: c.n, k: c.k, norm: i%2 == 1, end: end}, w: weight{Group: c.group}}
-			if c, ok := p.w4GemvCall(g); ok {
-				cases = append(cases, hostCase{c.op(), m, g.n})
+			if t, ok := g.w4GemvTile(d, c.group); ok {
+				cases = append(cases, hostCase{g.w4GemvOp(d, t), m, c.n})
 				continue
 			}
 			g.norm = false

@@ -129,7 +129,6 @@ func TestW4Kernels(t *testing.T) {
 	r := newRig(t, testShapes()["llama-8b"])
 	rows := []int{1, 2, 7, 8, 9, 16}
 	ends := map[bool][]epilogue{true: {epilogueSwiGLU, epilogueBias}, false: {epilogueResidual}} // by norm
-	plan := &planner{device: r.device, buffers: &buffers{}}
 	for _, c := range int4Shapes {
 		t.Run(fmt.Sprintf("n=%d/k=%d/group=%d", c.n, c.k, c.group), func(t *testing.T) {
 			r := r.in(t)
@@ -137,8 +136,9 @@ func TestW4Kernels(t *testing.T) {
 			for _, m := range rows {
 				for norm, ends := range ends {
 					for _, end := range ends {
-						if call, ok := plan.w4GemvCall(product{linear: linear{m: m, n: c.n, k: c.k, norm: norm, end: end}, w: weight{Group: c.group}}); ok && (end != epilogueSwiGLU || c.n%16 == 0) {
-							ops = append(ops, call.op())
+						l := linear{m: m, n: c.n, k: c.k, norm: norm, end: end}
+						if tile, ok := l.w4GemvTile(r.device, c.group); ok && (end != epilogueSwiGLU || c.n%16 == 0) {
+							ops = append(ops, product{linear: l, w: weight{Group: c.group}}.w4GemvOp(r.device, tile))
 						}
 					}
 				}
@@ -174,11 +174,11 @@ func TestW4Kernels(t *testing.T) {
 							y = r.putBF16(before)
 						}
 						l := linear{name: "test", m: m, n: c.n, k: c.k, norm: norm, end: end}
-						call, ok := plan.w4GemvCall(product{linear: l, w: on, x: x, gamma: gamma, bias: bias, y: y})
+						tile, ok := l.w4GemvTile(r.device, c.group)
 						if !ok {
 							continue
 						}
-						o := call.op()
+						o := product{linear: l, w: on, x: x, gamma: gamma, bias: bias, y: y}.w4GemvOp(r.device, tile)
 						r.run(o)
 						exact, plain := p.finish(end, before)
 						requireClose(t, exact, plain, r.getBF16(y, m*l.outputs()), fmt.Sprintf("%s m=%d norm=%v", o.Unit, m, norm))

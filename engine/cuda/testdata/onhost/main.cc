@@ -1,15 +1,6 @@
 // Runs one kernel of four-bit weights on random weights, x and y, and compares with exact products: main TOKENS GRID_X GRID_Y THREADS SHARED_BYTES.
 #include KERNEL
 #include <random>
-#ifdef GEMV  // of one product
-#define N N0
-#define K K0
-#define EPILOGUE EPILOGUE0
-#define NORM NORM0
-#define GROUP (ROW_GROUP > 0 ? ROW_GROUP : K)
-constexpr int KB = ceil_div(K, 128), ROW_GROUPS = K / GROUP;
-constexpr bool STREAM0 = P0::stream;
-#endif
 static Params P;
 static void entry() { KERNEL_FN(P); done[current] = true; yield(); }
 static std::vector<u8> stacks;
@@ -54,13 +45,11 @@ int main(int argc, char** argv) {
 		double s = NORM ? 1 / sqrt(ss / K + RMS_EPS) : 1;
 		for (int n = 0; n < N; n++) { double a = 0; for (int k = 0; k < K; k++) a += (double)to_float(x[(size_t)i * K + k]) * (NORM ? to_float(gamma[k]) : 1.f) * W[(size_t)n * K + k]; ref[(size_t)i * N + n] = a * s; }
 	}
-	P.tokens = m;
+	P.w = (uint4*)w.data(); P.scale = sc.data(); P.x = x.data(); P.bias = bias.data(); P.y = out.data(); P.tokens = m;
 #ifdef GEMM
-	P.w = (uint4*)w.data(); P.scale = sc.data(); P.x = x.data(); P.bias = bias.data(); P.y = out.data();
 	std::vector<float4> part((size_t)gx * gy * 2 * BLOCKS * COLUMNS * THREADS, float4{NAN, NAN, NAN, NAN}); std::vector<u32> arrived(gy * TILES, 0); P.part = part.data(); P.arrived = arrived.data();
 #else
-	P.product[0] = Weights{(uint4*)w.data(), sc.data(), x.data(), gamma.data(), bias.data(), out.data(), N / 8, KB, ROW_GROUPS, STREAM0 ? 2 : 1};
-	P.next = ahead.data(); P.next_bytes = 99968; ahead_low = ahead.data(); ahead_high = ahead_low + 99968;
+	P.gamma = gamma.data(); P.next = ahead.data(); P.next_bytes = 99968; ahead_low = ahead.data(); ahead_high = ahead_low + 99968;
 #endif
 	run(gx, gy, nth, smem);
 #ifdef GEMM

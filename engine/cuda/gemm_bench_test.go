@@ -129,17 +129,18 @@ func (r *rig) timeGraph(b *testing.B, g *driver.Graph, n int) float64 {
 	return times[len(times)/2]
 }
 
-// BenchmarkDecodeBatches times decode steps of the batches that gemm_sm90 takes, with it and with cuBLASLt, on the same card.
+// BenchmarkDecodeBatches times decode steps of the batches that gemm_sm90 takes, and of one whose gate_up is gemm_swiglu_sm90's, with them and with cuBLASLt,
+// on the same card.
 //
 //	go test -tags cuda ./engine/cuda -run '^$' -bench DecodeBatches -benchtime 1x
 func BenchmarkDecodeBatches(b *testing.B) {
 	type batch struct{ rows, in int }
-	for name, batches := range map[string][]batch{"llama-8b": {{32, 512}, {48, 512}, {64, 512}, {96, 512}, {128, 512}, {128, 1024}},
+	for name, batches := range map[string][]batch{"llama-8b": {{32, 512}, {48, 512}, {64, 512}, {96, 512}, {128, 512}, {128, 1024}, {256, 512}},
 		"llama-1b": {{32, 256}, {48, 512}, {64, 512}, {96, 512}, {128, 512}}} {
 		cfg := benchModels()[name]
 		for _, blas := range []bool{false, true} {
 			b.Run(fmt.Sprintf("model=%s/cublaslt=%v", name, blas), func(b *testing.B) {
-				be := openTest(b, cfg, weights.NewDummy(cfg), backend.Options{MaxRows: 128, MaxTokens: 2048, MaxContext: 4096, MemFraction: 0.85}, settings{blasOnly: blas})
+				be := openTest(b, cfg, weights.NewDummy(cfg), backend.Options{MaxRows: 256, MaxTokens: 2048, MaxContext: 4096, MemFraction: 0.85}, settings{blasOnly: blas})
 				for _, c := range batches {
 					const steps = 50
 					decode, _ := staticBatch(b, be, c.rows, c.in, steps)

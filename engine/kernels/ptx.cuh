@@ -241,11 +241,6 @@ DEVICE u32 atom_inc_acq_rel(u32* p) {
 	asm volatile("atom.acq_rel.gpu.global.add.u32 %0, [%1], 1;" : "=r"(v) : "l"(p) : "memory");
 	return v;
 }
-DEVICE u32 ld_acquire(const u32* p) {
-	u32 v;
-	asm volatile("ld.acquire.gpu.global.u32 %0, [%1];" : "=r"(v) : "l"(p) : "memory");
-	return v;
-}
 
 // ---- shared memory ----
 DEVICE u32 smem_addr(const void* p) { return (u32)__cvta_generic_to_shared(p); }

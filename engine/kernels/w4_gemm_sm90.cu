@@ -4,8 +4,8 @@
 // Shapes: W [N, K], x [M, K] bf16, y [M, N]. Rows of W are the M of wgmma, 64 a warpgroup, tokens its N. A CTA makes 64*GROUPS outputs of all tokens, over
 // 1/SPLIT of K. Grid: CTAs of one tile are neighbours and a cluster; without SPLIT a CTA takes several tiles if there are more than CTAs.
 // 128*GROUPS + 128 threads: the last four warps copy. Shared memory: STAGES of 128 columns of x, W and its scales.
-// Bytes: NK/2 + 4NK/GROUP + 2M(K+N), and x again for each tile, from L2; FLOPs 2MNK. Bound by memory: a word of eight weights takes 5 integer
-// instructions and 4 multiplications, which is 0.4 of an SM's integer units at 4.6 TB/s.
+// Bytes: NK/2 + 4NK/GROUP + 2M(K+N), and x again for each tile, from L2; FLOPs 2MNK. A word of eight weights takes 5 integer
+// instructions and 4 multiplications. Not bound by memory yet: the products of an 8B layer for 32 tokens take 96 us (H200), W alone would 27.
 // Weights enter the products less their zero point and exact; the sums of a group are scaled in fp32. A lane of W holds eight neighbouring columns, four pairs
 // that wgmma wants eight columns apart: x is copied by pairs of columns to where those stand. W for all stages is asked for before the wait on the
 // previous kernel. Sums of SPLIT CTAs meet in the shared memory of the cluster, in the order of K: the same bits always.

@@ -269,6 +269,10 @@ func notInSteps() map[string]string {
 		"read_probe":    "reads ten times the L2 at start, which these models do not have",
 		"fp8_dequant":   "is for devices whose library takes no e4m3: TestFP8Dequant runs it",
 		"draft_capture": "reads layers for a draft head: TestDraftHead runs it", "draft_gather": "likewise", "draft_pair": "likewise",
+		"attn_prefix": "is off: TestAttnPrefix runs it",
+	}
+	if !widensKV {
+		not["kv_widen"] = "is off: TestAttnPrefill runs it"
 	}
 	if gemmPays <= gemvRows {
 		not["gemm_sm90"] = "is off, as the library is as fast: TestGEMM runs it"

@@ -162,11 +162,12 @@ func (a agreement) String() string {
 }
 
 func compareTransformers(t *testing.T, r *reference, got []float32) {
-	mine := r.compare(got, false)
-	t.Logf("%d positions against float32: %v; transformers in bfloat16: %v", mine.positions, mine, r.compare(r.bf16, false))
+	mine, theirs := r.compare(got, false), r.compare(r.bf16, false)
+	t.Logf("%d positions against float32: %v; transformers in bfloat16: %v", mine.positions, mine, theirs)
 	require.Greater(t, mine.positions, len(r.margin)/2, "more ties than not")
 	assert.Less(t, mine.kl, 1e-3, "divergence")
-	assert.GreaterOrEqual(t, mine.top1, 0.99, "top-1 agreement")
+	// How many positions are so near a tie that bfloat16 decides them is the checkpoint's matter: 1.1 to 2 % for transformers.
+	assert.GreaterOrEqual(t, mine.top1, min(0.99, theirs.top1), "top-1 agreement")
 	assert.Less(t, mine.gap, 0.1, "a disagreement is nearly a tie")
 	if ties := r.compare(got, true); ties.positions > 0 {
 		t.Logf("%d positions near a tie between experts: %v; transformers in bfloat16: %v", ties.positions, ties, r.compare(r.bf16, true))

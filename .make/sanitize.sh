@@ -1,12 +1,12 @@
 #!/bin/sh
 # Runs tests under compute-sanitizer. It slows kernels a hundredfold and the start of a process by seconds, so every tool has each test in a
-# process of its own, JOBS at a time; beside them other programs find little of the GPU's memory. A line tells how each ended; LOGS has what it printed. Exit code 1: a tool or a test found something, a
-# test did not end in LIMIT seconds, or a pattern matches none.
+# process of its own, JOBS at a time; while five ran on an H200, other programs found less than 1 GB of its memory free. A line tells how each
+# ended; LOGS has what it printed. Exit code 1: a tool or a test found something, a test did not end in LIMIT seconds, or a pattern matches none.
 #
 #	sanitize.sh BINARY LOGS TOOL... <PATTERNS      in the test's folder; a line of PATTERNS is one of -test.run
 #
-# The library's kernels are its authors' to mend, and not looked at. racecheck is told to follow barriers through others: attn_prefill_sm90's warps meet at
-# one, then a single thread tells the copying warp that all have read, which it else takes for a race.
+# The library's kernels are its authors' to mend, and not looked at. racecheck is told to follow barriers through others: attn_prefill_sm90's
+# warps meet at one, then a single thread tells the copying warp that all have read its work, which it else takes for a race.
 set -u
 : "${SANITIZER:=compute-sanitizer}" "${JOBS:=$(nproc)}" "${LIMIT:=600}"
 export SANITIZER LIMIT TOKAMAK_REQUIRE_GPU=1

@@ -162,10 +162,8 @@ func workArena(d device, s shape, b *buffers) *arena {
 	a.take(&b.Logits, int64(s.logitRows())*int64(s.Vocab)*4)
 	a.take(&b.AttnScratch, attnScratchBytes(d, s))
 	a.take(&b.HeadScratch, headScratchBytes(d, s))
-	if widensKV {
-		a.take(&b.Widened, s.widenedBytes(d))
-		a.take(&b.WidenedFirst, 4*int64(s.logitRows()))
-	}
+	a.take(&b.Widened, s.widenedBytes(d))
+	a.take(&b.WidenedFirst, 4*int64(s.logitRows()))
 	a.take(&b.Sampled, 16*int64(s.logitRows()))
 	a.take(&b.Top, 8*maxTop*int64(s.logitRows()))
 	a.take(&b.Rope, int64(s.MaxContext)*int64(s.Dim/2)*8)

@@ -52,11 +52,6 @@ func prefillAttention(d device, s shape, b *buffers, w layerWeights, layer, deco
 // attnPrefill90 tells whether prefill attention runs on the warpgroup matrix units.
 func attnPrefill90(d device, s shape) bool { return d.SM == 90 && (s.Dim == 64 || s.Dim == 128) }
 
-// widensKV has steps copy an e4m3 cache's pages. Off: no GPU has timed it yet, nor run it with windows since they were mended. Expected of 32/8 heads of
-// 128 on an H200: 2,048 tokens in 70 us for 110, 8,192 in 850 for 1,464, as the products are a bf16 cache's (65 and 831 us) and the copies
-// 13 and 50 MB.
-const widensKV = false
-
 // widenedPages is the room for f16 copies of an e4m3 cache's pages, which all layers share: of one sequence of any length, or of many shorter ones.
 func (s shape) widenedPages(d device) int {
 	if !s.KVFP8 || !attnPrefill90(d, s) {

@@ -102,9 +102,7 @@ func (x *exercise) activations() []room {
 		{b.RowCtx, 4 * l}, {b.SampleTok, 4 * l}, {b.SampleSlot, 4 * l}, {b.SamplePos, 4 * l}, {b.MaskRow, 4 * l},
 		{b.AttnScratch + ptr(attnCounterBytes(s)), attnScratchBytes(x.b.device, s) - attnCounterBytes(s)}, {b.HeadScratch, headScratchBytes(x.b.device, s)},
 		{b.QX, t * int64(s.QuantizedCols)}, {b.QScale, 4 * t}, {b.Dequantised, int64(s.Dequantised) * bf16Bytes},
-	}
-	if widensKV {
-		rooms = append(rooms, room{b.Widened, s.widenedBytes(x.b.device)})
+		{b.Widened, s.widenedBytes(x.b.device)},
 	}
 	if s.Dequantised > 0 {
 		rooms = append(rooms, room{b.W4Part, w4GEMMBytes(x.b.device)})
@@ -280,9 +278,6 @@ func notInSteps() map[string]string {
 		"fp8_dequant":   "is for devices whose library takes no e4m3: TestFP8Dequant runs it",
 		"draft_capture": "reads layers for a draft head: TestDraftHead runs it", "draft_gather": "likewise", "draft_pair": "likewise",
 		"attn_prefix": "is off: TestAttnPrefix runs it",
-	}
-	if !widensKV {
-		not["kv_widen"] = "is off: TestAttnPrefill runs it"
 	}
 	if gemmPays <= gemvRows {
 		not["gemm_sm90"] = "is off, as the library is as fast: TestGEMM runs it"

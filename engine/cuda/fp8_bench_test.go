@@ -109,7 +109,13 @@ func fp8Products(b *testing.B, be *Backend) {
 		if i > 0 {
 			x, y = buf.Act, buf.GU
 		}
-		for _, m := range []int{1, 16} {
+		one := product(1)
+		one.fp8 = true
+		add(one.name+" m=1 gemv", func(w layerWeights) node {
+			o := one.op(be.device, linearParams{W: of(w).Data, X: x, Gamma: w.Norm1, Y: y, RowScale: of(w).Scales})
+			return node{op: &o}
+		})
+		for _, m := range []int{16} {
 			l := product(m)
 			l.fp8 = true
 			for blocks := 1; blocks <= 2; blocks++ {

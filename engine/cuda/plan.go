@@ -214,7 +214,7 @@ func (p *planner) units() []unit {
 			}
 			samples := min(n, p.shape.MaxRows)
 			for _, tokens := range []int{n, p.shape.MaxTokens} {
-				for _, widens := range []bool{false, widensKV} {
+				for _, widens := range []bool{false, p.shape.widenedPages(p.device) > 0} {
 					add(p.step(stepShape{rows: 2, decode: 1, tokens: tokens, samples: samples, longest: tokens, full: full, widens: widens}.padded(), hooks{}))
 				}
 			}

@@ -198,7 +198,7 @@ func (b *Backend) fill(batch *backend.Batch, st *step, id backend.StepID) (stepS
 	if decode < 0 {
 		decode, shape.decode = row, row
 	}
-	shape.rows, shape.tokens, shape.widens = row, token, widensKV && pages > 0 && pages <= b.shape.widenedPages(b.device) && !b.shape.Deterministic
+	shape.rows, shape.tokens, shape.widens = row, token, pages > 0 && pages <= b.shape.widenedPages(b.device) && !b.shape.Deterministic
 	st.masks, st.logits = len(st.maskOf) > 0, logitRows > 0
 	*plan.header = planHeader{Tokens: int32(token), Rows: int32(row), Decode: int32(decode), Samples: int32(shape.samples), Updates: int32(updates)}
 	return shape, nil

@@ -1,6 +1,5 @@
 // kv_widen: the pages of an e4m3 cache that prefill rows see, as f16 in a room of their own, one behind the other, where the tensor copies of
-// attn_prefill_sm90 find them. Each page is widened once, where attention reads it once for each 128 query tokens of each query head. Nothing runs it by default yet: widensKV of
-// attn_prefill.go.
+// attn_prefill_sm90 find them. Each page is widened once, where attention reads it once for each 128 query tokens of each query head.
 //
 // Shapes: kv [page][K|V][KV_HEADS][PAGE][HEAD_DIM] e4m3, as it lies in the layer's cache; out the same of f16, whose pages are those of the first
 // prefill row, then of the second ...; first [rows] is each row's first page there. Grid (any, rows), 256 threads.

@@ -231,13 +231,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) gemm_fp8_sm90(const __g
 	extern __shared__ __align__(1024) u8 smem[];
 	Shared& sh = *reinterpret_cast<Shared*>(smem);
 	PDL_LAUNCH();
-	if (threadIdx.x == 0) {
-		for (int i = 0; i < STAGES; i++) {
-			mbarrier_init(&sh.full[i], 1);
-			mbarrier_init(&sh.empty[i], 4 * GROUPS);
-		}
-		mbarrier_init_fence();
-	}
+	ring_init(sh.full, sh.empty, 1, 4 * GROUPS);
 	__syncthreads();
 	if (threadIdx.x < TURN) {
 		multiply<0>(p, sh);

@@ -331,13 +331,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) gemm_sm90(const __grid_
 	extern __shared__ __align__(1024) u8 smem[];
 	Shared& sh = *reinterpret_cast<Shared*>(smem);
 	PDL_LAUNCH();
-	if (threadIdx.x == 0) {
-		for (int i = 0; i < STAGES; i++) {
-			mbarrier_init(&sh.full[i], 1);
-			mbarrier_init(&sh.empty[i], 2);
-		}
-		mbarrier_init_fence();
-	}
+	ring_init(sh.full, sh.empty, 1, 2);
 	__syncthreads();
 	if (threadIdx.x < 256) {
 		multiply(p, sh);

@@ -173,13 +173,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) gemm_swiglu_sm90(const 
 	extern __shared__ __align__(1024) u8 smem[];
 	Shared& sh = *reinterpret_cast<Shared*>(smem);
 	PDL_LAUNCH();
-	if (threadIdx.x == 0) {
-		for (int i = 0; i < STAGES; i++) {
-			mbarrier_init(&sh.full[i], 1);
-			mbarrier_init(&sh.empty[i], 4);
-		}
-		mbarrier_init_fence();
-	}
+	ring_init(sh.full, sh.empty, 1, 4);
 	cluster_sync();  // the other CTA copies to this one, and tells its barriers
 	if (threadIdx.x < 256) {
 		registers_more<232>();

@@ -213,13 +213,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) moe_gemm_sm90(const __g
 	Shared& sh = *reinterpret_cast<Shared*>(smem);
 	if (!EARLY) PDL_WAIT();
 	PDL_LAUNCH();
-	if (threadIdx.x == 0) {
-		for (int i = 0; i < STAGES; i++) {
-			mbarrier_init(&sh.full[i], 1);
-			mbarrier_init(&sh.empty[i], 2 * CTAS);
-		}
-		mbarrier_init_fence();
-	}
+	ring_init(sh.full, sh.empty, 1, 2 * CTAS);
 	plan(p, sh);
 	if (CTAS > 1) cluster_sync();  // the other's barriers are there
 	if (threadIdx.x < 256) {

@@ -263,6 +263,16 @@ DEVICE void ldmatrix4_trans(u32 (&r)[4], u32 addr) {
 #if ARCH >= 900
 DEVICE void mbarrier_init(u64* bar, u32 arrivals) { asm volatile("mbarrier.init.shared::cta.b64 [%0], %1;" ::"r"(smem_addr(bar)), "r"(arrivals) : "memory"); }
 DEVICE void mbarrier_init_fence() { asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory"); }
+// ring_init makes the barriers of a ring of stages: a stage is full after so many arrivals, and empty after so many. All threads of the CTA call it; a
+// barrier of the CTA or its cluster comes behind it.
+template <int RING_STAGES> DEVICE void ring_init(u64 (&full)[RING_STAGES], u64 (&empty)[RING_STAGES], int fills, int empties) {
+	if (threadIdx.x != 0) return;
+	for (int i = 0; i < RING_STAGES; i++) {
+		mbarrier_init(&full[i], fills);
+		mbarrier_init(&empty[i], empties);
+	}
+	mbarrier_init_fence();
+}
 DEVICE void mbarrier_expect(u64* bar, u32 bytes) {  // arrives, and expects that many bytes besides
 	asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(smem_addr(bar)), "r"(bytes) : "memory");
 }

@@ -178,13 +178,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) w4_gemm_sm90(const __gr
 	extern __shared__ __align__(1024) u8 smem[];
 	Shared& sh = *reinterpret_cast<Shared*>(smem);
 	PDL_LAUNCH();
-	if (threadIdx.x == 0) {
-		for (int i = 0; i < STAGES; i++) {
-			mbarrier_init(&sh.full[i], 1 + COPIERS / 32);  // who expects W, and each copying warp
-			mbarrier_init(&sh.empty[i], 4 * GROUPS);
-		}
-		mbarrier_init_fence();
-	}
+	ring_init(sh.full, sh.empty, 1 + COPIERS / 32, 4 * GROUPS);  // who expects W, and each copying warp
 	__syncthreads();
 	if (threadIdx.x < CONSUMERS) {
 		multiply(p, sh);

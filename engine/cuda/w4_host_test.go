@@ -58,26 +58,7 @@ func TestInt4KernelsOnTheHost(t *testing.T) {
 	if testing.Short() {
 		t.Skip("compiles 30 programs")
 	}
-	compiler, err := exec.LookPath("g++")
-	if err != nil {
-		t.Skipf("no C++ compiler: %v", err)
-	}
-	dir := t.TempDir()
-	for name, text := range kernels.Headers() {
-		require.NoError(t, os.WriteFile(filepath.Join(dir, name), []byte(text), 0o644))
-	}
-	for _, name := range []string{"ptx.cuh", "head.cuh", "main.cc"} { // in place of the GPU's
-		text, err := os.ReadFile(filepath.Join("testdata", "onhost", name))
-		require.NoError(t, err)
-		require.NoError(t, os.WriteFile(filepath.Join(dir, name), text, 0o644))
-	}
-	for _, symbol := range []string{"w4_gemv", "w4_gemm", "w4_dequant"} {
-		source, err := kernels.Source(symbol + ".cu")
-		require.NoError(t, err)
-		source = strings.Replace(source, "extern __shared__ uint4 smem[];", "uint4* smem = emu_smem;", 1)
-		source = "#include \"ptx.cuh\"\nstatic uint4* emu_smem;\n" + strings.Replace(source, `extern "C" __global__`, "static", 1)
-		require.NoError(t, os.WriteFile(filepath.Join(dir, symbol+".cc"), []byte(source), 0o644))
-	}
+	compiler, dir := onHost(t, "main.cc", "w4_gemv", "w4_gemm", "w4_dequant")
 	var group errgroup.Group
 	group.SetLimit(2)
 	for i, c := range hostCases() {
@@ -100,4 +81,29 @@ func TestInt4KernelsOnTheHost(t *testing.T) {
 		})
 	}
 	require.NoError(t, group.Wait())
+}
+
+// onHost gives the host's compiler, and a folder with the program of that name and the kernels it includes, whose headers but the GPU's own are theirs.
+func onHost(t *testing.T, program string, symbols ...string) (compiler, dir string) {
+	t.Helper()
+	compiler, err := exec.LookPath("g++")
+	if err != nil {
+		t.Skipf("no C++ compiler: %v", err)
+	}
+	dir = t.TempDir()
+	for name, text := range kernels.Headers() {
+		require.NoError(t, os.WriteFile(filepath.Join(dir, name), []byte(text), 0o644))
+	}
+	for _, name := range []string{"ptx.cuh", "head.cuh", "run.h", program} { // in place of the GPU's
+		text, err := os.ReadFile(filepath.Join("testdata", "onhost", name))
+		require.NoError(t, err)
+		require.NoError(t, os.WriteFile(filepath.Join(dir, name), text, 0o644))
+	}
+	for _, symbol := range symbols {
+		source, err := kernels.Source(symbol + ".cu")
+		require.NoError(t, err)
+		source = strings.Replace(source, "extern __shared__ uint4 smem[];", "uint4* smem = emu_smem;", 1)
+		require.NoError(t, os.WriteFile(filepath.Join(dir, symbol+".cc"), []byte(strings.Replace(source, `extern "C" __global__`, "static", 1)), 0o644))
+	}
+	return compiler, dir
 }

@@ -1,19 +1,8 @@
 // Runs one kernel of four-bit weights on random weights, x and y, and compares with exact products: main TOKENS GRID_X GRID_Y THREADS SHARED_BYTES.
+#include "run.h"
 #include KERNEL
 #include <random>
 static Params P;
-static void entry() { KERNEL_FN(P); done[current] = true; yield(); }
-static std::vector<u8> stacks;
-static void run(int gx, int gy, int nthreads, size_t smem) {
-	threads = nthreads; gridDim = {(u32)gx, (u32)gy, 1};
-	static std::vector<uint4> mem; mem.assign(smem / 16 + 1, make_uint4(~0u, ~0u, ~0u, ~0u)); smem_base = (u8*)mem.data(); smem_size = smem; emu_smem = mem.data();
-	const size_t S = 128 << 10; stacks.resize((size_t)MAXT * S);
-	for (int by = 0; by < gy; by++) for (int bx = 0; bx < gx; bx++) {
-		memset(smem_base, 0xFF, smem);
-		for (int i = 0; i < nthreads; i++) { done[i] = false; getcontext(&fiber[i]); fiber[i].uc_stack.ss_sp = &stacks[i * S]; fiber[i].uc_stack.ss_size = S; fiber[i].uc_link = &home; makecontext(&fiber[i], entry, 0); }
-		for (int left = nthreads; left;) { left = 0; for (int i = 0; i < nthreads; i++) if (!done[i]) { left++; current = i; threadIdx = {(u32)i, 0, 0}; blockIdx = {(u32)bx, (u32)by, 0}; swapcontext(&home, &fiber[i]); } }
-	}
-}
 int main(int argc, char** argv) {
 	int m = atoi(argv[1]), gx = atoi(argv[2]), gy = atoi(argv[3]), nth = atoi(argv[4]); size_t smem = atol(argv[5]);
 	std::mt19937 r(1); std::normal_distribution<float> nd(0, 1);
@@ -33,7 +22,7 @@ int main(int argc, char** argv) {
 	std::vector<u8> ahead(100000);
 #ifdef DEQUANT
 	out.assign((size_t)N * K, bf16{0xFFFF}); P.w = (uint4*)w.data(); P.scale = sc.data(); P.out = out.data();
-	run(gx, gy, nth, 64);
+	run(gx, gy, nth, 64, [] { KERNEL_FN(P); });
 	for (size_t i = 0; i < W.size(); i++) if (out[i].bits != to_bf16(W[i]).bits) { printf("FAIL dequant %zu %g %g\n", i, to_float(out[i]), W[i]); return 1; }
 	printf("ok\n"); return 0;
 #else
@@ -51,7 +40,7 @@ int main(int argc, char** argv) {
 #else
 	P.gamma = gamma.data(); P.next = ahead.data(); P.next_bytes = 99968; ahead_low = ahead.data(); ahead_high = ahead_low + 99968;
 #endif
-	run(gx, gy, nth, smem);
+	run(gx, gy, nth, smem, [] { KERNEL_FN(P); });
 #ifdef GEMM
 	for (u32 v : arrived) if (v) { printf("FAIL counters\n"); return 1; }
 #else

@@ -1,4 +1,4 @@
-// ptx.cuh for the host: what the kernels of four-bit weights call, in C++. A CTA's threads are fibers that take turns; those of a warp meet at a matrix
+// ptx.cuh for the host: what the kernels of four-bit weights and those of mixtures' small steps call, in C++. A CTA's threads are fibers that take turns; those of a warp meet at a matrix
 // product or a shuffle, those of a CTA at a barrier. Asynchronous copies are done at once; shared memory is checked for its size.
 #pragma once
 #include <cmath>
@@ -100,3 +100,23 @@ static float __shfl_xor_sync(u32, float v, int o) {
 	return got;
 }
 static u32 atom_inc_acq_rel(u32* p) { return (*p)++; }
+// fold gives f folded over what the lanes of a warp have in v, in their order; of_lane is one's.
+template <class F> static u32 fold(u32 v, u32 first, F f) {
+	int w = threadIdx.x >> 5; shfl_args[w][threadIdx.x & 31] = v;
+	collect(warp_c[w], 32, [] {});
+	for (int i = 0; i < 32; i++) first = f(first, (u32)shfl_args[w][i], i);
+	collect(warp_c[w], 32, [] {});
+	return first;
+}
+template <class T> static T of_lane(T v, int lane) { u32 b; memcpy(&b, &v, 4); b = fold(b, 0, [lane](u32 got, u32 x, int i) { return i == (lane & 31) ? x : got; }); memcpy(&v, &b, 4); return v; }
+template <class T> static T __shfl_sync(u32, T v, int lane) { return of_lane(v, lane); }
+static u32 __shfl_up_sync(u32, u32 v, int o) { int l = threadIdx.x & 31; return of_lane(v, l >= o ? l - o : l); }
+static u32 __reduce_max_sync(u32, u32 v) { return fold(v, 0, [](u32 a, u32 b, int) { return a > b ? a : b; }); }
+static int __reduce_min_sync(u32, int v) { return (int)fold((u32)v, 0x7FFFFFFF, [](u32 a, u32 b, int) { return (int)a < (int)b ? a : b; }); }
+static u32 __ballot_sync(u32, bool v) { return fold(v, 0, [](u32 a, u32 b, int i) { return a | b << i; }); }
+static float warp_sum(float v) { for (int o = 16; o; o >>= 1) v += __shfl_xor_sync(~0u, v, o); return v; }
+static int __ffs(u32 v) { return __builtin_ffs(v); }
+static int __popc(u32 v) { return __builtin_popcount(v); }
+static u32 atomicOr(u32* p, u32 v) { u32 old = *p; *p |= v; return old; }
+static uint4 ld_weight_once(const void* p) { return *(const uint4*)p; }
+static u16 ld2(const void* p) { return *(const u16*)p; }

@@ -27,9 +27,10 @@ func newMoEShape(c *model.Config) moeShape {
 }
 
 const (
-	moeMaxExperts = 256 // one byte more would not do: threads of a CTA stand for experts
-	moeMaxTopK    = 32  // lanes of a warp stand for choices
-	moeThreads    = 512 // of the kernels of small steps
+	moeMaxExperts   = 256 // one byte more would not do: threads of a CTA stand for experts
+	moeMaxTopK      = 32  // lanes of a warp stand for choices
+	moeThreads      = 512 // of the kernels of small steps
+	moeRouterTokens = 8   // that moe_router has at a time in large steps, whatever their number: sums of a norm follow it
 	// moeSortTokens is the most tokens whose rows moe_sort moves, and for which moe_router makes the router's product: then a step has fewer launches.
 	moeSortTokens = 256
 	// moeSmem is the least shared memory of moe_gate_up: more than half an SM's, so that a second CTA does not come to an SM while others have none.
@@ -155,7 +156,7 @@ func (p *planner) moe(st stepShape, l layerWeights) []node {
 	}
 	var nodes []node
 	if m <= moeSortTokens || s.Deterministic {
-		nodes = nodesOf(moeRouterOp(s, b, l, m, gemvRows))
+		nodes = nodesOf(moeRouterOp(s, b, l, m, moeRouterTokens))
 	} else {
 		nodes = append(nodesOf(rmsnormOp(d, s, b, l.Norm2, m)),
 			p.blas(driver.GEMM{Name: "gemm_router", M: m, N: s.MoE.Experts, K: s.Hidden, W: l.Router, X: b.XN, Y: b.MoE.Logits, F32: true})...)
@@ -227,8 +228,14 @@ type moeDownParams struct {
 // moeDownOp: x[token] += act[pair] wᵀ over the token's pairs.
 func moeDownOp(d device, s shape, b *buffers, l layerWeights, m int) op {
 	p := moeDownParams{W: l.WDown.Data, Act: b.Act, X: b.X, Tokens: newMoETokens(b, l, m)}
-	return op{Name: "moe_down", Unit: unit{"moe_down.cu", "moe_down", s.MoE.defines(" M=%d", pad(m, 8))}, Grid: [3]int{min(d.SMs, ceilDiv(s.Hidden, 16)), 1, 1},
-		Block: moeThreads, PDL: true, Params: paramBytes(&p),
+	tiles, staged := ceilDiv(m, 8), 0
+	smem := moeThreads/32*tiles*16*8*4 + pad(dealingBytes(s.MoE), 16) // struct Shared of moe_down.cu
+	if act := m * s.MoE.TopK * (s.MoE.Inter + 32) * bf16Bytes; tiles == 1 && smem+act <= d.MaxSmem {
+		staged = 1
+		smem += act
+	}
+	return op{Name: "moe_down", Unit: unit{"moe_down.cu", "moe_down", s.MoE.defines(" M=%d STAGED=%d", 8*tiles, staged)}, Grid: [3]int{min(d.SMs, ceilDiv(s.Hidden, 16)), 1, 1},
+		Block: moeThreads, Smem: smem, PDL: true, Params: paramBytes(&p),
 		Bytes: int64(s.MoE.distinct(m)*float64(s.expertBytes())/3) + int64(m)*int64(2*s.Hidden+s.MoE.TopK*s.MoE.Inter)*bf16Bytes,
 		FLOPs: 2 * int64(m) * int64(s.MoE.TopK) * int64(s.MoE.Inter) * int64(s.Hidden)}
 }

@@ -59,7 +59,7 @@ type moeCombineParams struct{ Y, Pair, Weight, X ptr }
 // moeCombineOp: x += weighted sums of the pairs' outputs.
 func moeCombineOp(s shape, b *buffers, m int) op {
 	p := moeCombineParams{Y: b.MoE.X, Pair: b.MoE.Pair, Weight: b.MoE.Weight, X: b.X}
-	return op{Name: "moe_combine", Unit: unit{"moe_combine.cu", "moe_combine", s.MoE.defines("")}, Grid: [3]int{m, 1, 1}, Block: 128, PDL: true,
+	return op{Name: "moe_combine", Unit: unit{"moe_combine.cu", "moe_combine", s.MoE.defines("")}, Grid: [3]int{m, 1, 1}, Block: 256, PDL: true,
 		Params: paramBytes(&p), Bytes: int64(m) * int64(2+s.MoE.TopK) * int64(s.Hidden) * bf16Bytes}
 }
 
@@ -73,21 +73,21 @@ const (
 // moeStageBytes is the room for stages in an SM's shared memory.
 const moeStageBytes = 208 << 10
 
-// moeTile is how moe_gemm_sm90 cuts its products: rows of an expert's matrix, pairs at most, and CTAs that share them.
-type moeTile struct{ rows, tokens, ctas int }
+// moeTile is how moe_gemm_sm90 cuts its products: rows of an expert's matrix and pairs at most.
+type moeTile struct{ rows, tokens int }
 
-func (t moeTile) String() string { return fmt.Sprintf("%dx%dx%d", t.rows, t.tokens, t.ctas) }
+func (t moeTile) String() string { return fmt.Sprintf("%dx%d", t.rows, t.tokens) }
 
-// moeTile follows the pairs that an expert has on average: a matrix that has several tiles of them is read several times, and room that few
-// pairs fill is not there for more stages. In deterministic mode there is one.
+// moeTile follows the pairs that an expert has on average: where they do not fit a tile a matrix is read several times, and what a tile has room
+// for in vain is missing for more stages. In deterministic mode there is one.
 func (s shape) moeTile(tokens int) moeTile {
 	switch pairs := tokens * s.MoE.TopK; {
 	case s.Deterministic || pairs > 48*s.MoE.Experts:
-		return moeTile{256, 160, 1}
+		return moeTile{256, 160}
 	case pairs > 16*s.MoE.Experts:
-		return moeTile{128, 64, 1}
+		return moeTile{256, 64}
 	}
-	return moeTile{128, 32, 1}
+	return moeTile{128, 32}
 }
 
 // moeGEMMParams mirrors Params of moe_gemm_sm90.cu.
@@ -111,18 +111,15 @@ func (g moeGEMM) op(d device, s shape, b *buffers) op {
 	p := moeGEMMParams{W: tensorMap(g.w, s.MoE.Experts*g.n, g.k, g.rows), X: tensorMap(g.x, capacity, g.k, moeGEMMGrain), Y: g.y, Count: b.MoE.Count, First: b.MoE.First}
 	stage := (g.rows + g.tokens) * moeGEMMStep * bf16Bytes
 	stages := min(moeStageBytes/stage, 16)
-	flag, cluster := map[bool]int{true: 1}, 0
-	if g.ctas > 1 {
-		cluster = g.ctas
-	}
+	flag := map[bool]int{true: 1}
 	outputs := g.n
 	if g.gated {
 		outputs /= 2
 	}
 	pairs := int64(g.m) * int64(s.MoE.TopK)
-	return op{Name: g.name, Unit: unit{"moe_gemm_sm90.cu", "moe_gemm_sm90", s.MoE.defines(" EARLY=%d GATED=%d K=%d N=%d ROWS=%d CTAS=%d STAGES=%d TOKENS=%d", flag[g.early], flag[g.gated],
-		g.k, g.n, g.rows, g.ctas, stages, g.tokens)},
-		Grid: [3]int{d.SMs / g.ctas * g.ctas, 1, 1}, Cluster: cluster, Block: moeGEMMThreads, Smem: pad(stages*(stage+16)+4*(3*s.MoE.Experts+1), 1024), PDL: true, Params: paramBytes(&p),
+	return op{Name: g.name, Unit: unit{"moe_gemm_sm90.cu", "moe_gemm_sm90", s.MoE.defines(" EARLY=%d GATED=%d K=%d N=%d ROWS=%d STAGES=%d TOKENS=%d", flag[g.early], flag[g.gated],
+		g.k, g.n, g.rows, stages, g.tokens)},
+		Grid: [3]int{d.SMs, 1, 1}, Block: moeGEMMThreads, Smem: pad(stages*(stage+16)+4*(3*s.MoE.Experts+1), 1024), PDL: true, Params: paramBytes(&p),
 		Bytes: int64(s.MoE.distinct(g.m)*float64(g.n)*float64(g.k)*bf16Bytes) + pairs*int64(g.k+outputs)*bf16Bytes, FLOPs: 2 * pairs * int64(g.n) * int64(g.k)}
 }
 

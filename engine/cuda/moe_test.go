@@ -10,7 +10,6 @@ import (
 
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
-	"golang.org/x/sync/errgroup"
 
 	"github.com/tokamak-engine/tokamak/engine/backend"
 	"github.com/tokamak-engine/tokamak/engine/cpu"
@@ -24,9 +23,8 @@ type mixtureLayer struct {
 	w              layerWeights
 }
 
-func newMixtureLayer(t testing.TB, hidden int, m moeShape, kernels *cubinCache) *mixtureLayer {
+func newMixtureLayer(t testing.TB, hidden int, m moeShape) *mixtureLayer {
 	r := newRig(t, mixtureShape(hidden, m))
-	r.compiler.cache = kernels
 	rows, inside := 1/math.Sqrt(float64(hidden)), 1/math.Sqrt(float64(m.Inter))
 	l := &mixtureLayer{rig: r, gamma: r.normal(hidden, 0.3), router: r.normal(m.Experts*hidden, rows), gate: r.normal(m.Experts*m.Inter*hidden, rows),
 		up: r.normal(m.Experts*m.Inter*hidden, rows), down: r.normal(m.Experts*m.Inter*hidden, inside)}
@@ -122,7 +120,7 @@ func (c *mixtureCase) large(tile moeTile) [][]choice {
 	c.Helper()
 	d, s, b := c.device, c.shape, c.b
 	if c.m <= moeSortTokens {
-		c.run(moeRouterOp(s, b, c.w, c.m, gemvRows), moeTopKOp(s, b, c.w, c.m), moeSortOp(s, b, c.m))
+		c.run(moeRouterOp(s, b, c.w, c.m, moeRouterTokens), moeTopKOp(s, b, c.w, c.m), moeSortOp(s, b, c.m))
 	} else {
 		c.run(rmsnormOp(d, s, b, c.w.Norm2, c.m))
 		logits := make([]float32, c.m*s.MoE.Experts)
@@ -269,48 +267,34 @@ func mixtureShape(hidden int, m moeShape) shape {
 	return s
 }
 
-var mixtureTiles = []moeTile{{128, 32, 1}, {128, 64, 1}, {256, 160, 1}, {256, 160, 2}}
+var mixtureTiles = []moeTile{{128, 32}, {256, 64}, {256, 160}}
 
-// mixtureCubins compiles the kernels of mixtureShapes, all processors at it.
-func mixtureCubins(t *testing.T) *cubinCache {
-	needGPU(t)
-	found, err := pickDevice()
-	require.NoError(t, err)
-	d := device{Name: found.Name, SM: found.Major*10 + found.Minor, SMs: found.SMs, L2Bytes: found.L2Bytes, MaxSmem: found.SharedMemory}
-	cache := openCache("")
-	var group errgroup.Group
-	for _, c := range mixtureShapes {
-		s := mixtureShape(c.hidden, c.moe)
-		p := &planner{device: d, shape: s, buffers: &buffers{}}
-		var nodes []node
-		for _, m := range []int{1, 2, 4, 8, 16, 64, 300} {
-			nodes = append(nodes, p.moe(stepShape{tokens: m}, layerWeights{})...)
-		}
-		for _, tile := range mixtureTiles {
-			nodes = append(nodes, nodesOf(moeGEMMGateUpOp(d, s, p.buffers, layerWeights{}, 64, tile), moeGEMMDownOp(d, s, p.buffers, layerWeights{}, 64, tile))...)
-		}
-		var units []unit
-		for _, n := range nodes {
-			if n.op != nil && !slices.Contains(units, n.op.Unit) {
-				units = append(units, n.op.Unit)
-			}
-		}
-		group.Go(func() error {
-			_, err := newCompiler(d, s, cache).all(units, nil)
-			return err
-		})
+// compile makes the kernels of every number of tokens and every tile, all processors at it.
+func (l *mixtureLayer) compile() {
+	p := &planner{device: l.device, shape: l.shape, buffers: &buffers{}}
+	var nodes []node
+	for _, m := range []int{1, 2, 4, 8, 16, 64, 300} {
+		nodes = append(nodes, p.moe(stepShape{tokens: m}, layerWeights{})...)
 	}
-	require.NoError(t, group.Wait())
-	return cache
+	for _, tile := range mixtureTiles {
+		nodes = append(nodes, nodesOf(moeGEMMGateUpOp(l.device, l.shape, p.buffers, layerWeights{}, 64, tile), moeGEMMDownOp(l.device, l.shape, p.buffers, layerWeights{}, 64, tile))...)
+	}
+	var ops []op
+	for _, n := range nodes {
+		if n.op != nil {
+			ops = append(ops, *n.op)
+		}
+	}
+	l.prepare(ops...)
 }
 
 // TestMixture holds the kernels of mixture layers, small steps' and large ones', against exact sums: every number of tokens that a
 // class of kernels takes, with padding among them, and all tokens at the same experts.
 func TestMixture(t *testing.T) {
-	cubins := mixtureCubins(t)
 	for _, c := range mixtureShapes {
 		t.Run(fmt.Sprintf("hidden=%d/experts=%d/top=%d/inter=%d", c.hidden, c.moe.Experts, c.moe.TopK, c.moe.Inter), func(t *testing.T) {
-			layer := newMixtureLayer(t, c.hidden, c.moe, cubins)
+			layer := newMixtureLayer(t, c.hidden, c.moe)
+			layer.compile()
 			for _, m := range []int{1, 2, 3, 5, 8, 9, 13, 16} {
 				for _, same := range []bool{false, true} {
 					t.Run(fmt.Sprintf("small/m=%d/same=%v", m, same), func(t *testing.T) {
@@ -340,7 +324,7 @@ func TestMixture(t *testing.T) {
 
 // TestMixtureTies: of equal logits the lowest numbers win, as on the CPU.
 func TestMixtureTies(t *testing.T) {
-	layer := newMixtureLayer(t, 64, moeShape{Experts: 60, TopK: 4, Inter: 40, NormTopK: true}, nil)
+	layer := newMixtureLayer(t, 64, moeShape{Experts: 60, TopK: 4, Inter: 40, NormTopK: true})
 	clear(layer.router)
 	layer.w.Router = layer.putBF16(layer.router)
 	for _, m := range []int{3, 40, 300} {

@@ -34,22 +34,14 @@ constexpr int PER_LANE = ceil_div(EXPERTS, 32);
 // experts i, i+32, ... The weights are softmax's, over all experts or (NORM_TOP_K) over the chosen.
 DEVICE Choice choose(const float (&v)[PER_LANE]) {
 	const int lane = threadIdx.x & 31;
-	float top = -__int_as_float(0x7F800000), total = 0.f, chosen = 0.f;
-#pragma unroll
-	for (int i = 0; i < PER_LANE; i++)
-		if (i * 32 + lane < EXPERTS) top = fmaxf(top, v[i]);
-#pragma unroll
-	for (int o = 16; o; o >>= 1) top = fmaxf(top, __shfl_xor_sync(~0u, top, o));
-	u32 key[PER_LANE];  // of exp(v - top), in order; 0: taken, or no expert
+	u32 key[PER_LANE];  // of v, in order; 0: taken, or no expert
 	i32 of[PER_LANE];   // its expert
 #pragma unroll
 	for (int i = 0; i < PER_LANE; i++) {
-		const float p = i * 32 + lane < EXPERTS ? expf(v[i] - top) : 0.f;
-		total += p;
-		key[i] = i * 32 + lane < EXPERTS ? (__float_as_uint(p) & 0x7FFFFFFFu) + 1 : 0;
+		const u32 bits = __float_as_uint(v[i]);
+		key[i] = i * 32 + lane < EXPERTS ? max((i32)bits < 0 ? ~bits : bits | 0x80000000u, 1u) : 0;
 		of[i] = i * 32 + lane;
 	}
-	total = warp_sum(total);
 	// Each lane's best comes first, and so on down, equal ones by number: a round looks at the lanes' first ones.
 #pragma unroll
 	for (int n = PER_LANE - 1; n > 0; n--)
@@ -63,14 +55,19 @@ DEVICE Choice choose(const float (&v)[PER_LANE]) {
 				of[i] = of[i + 1];
 				of[i + 1] = o;
 			}
-	Choice mine{0, 0.f};
+	i32 expert = 0;
+	u32 mine = 0;
 #pragma unroll 1
 	for (int j = 0; j < TOP_K; j++) {
 		const u32 best = __reduce_max_sync(~0u, key[0]);
-		const u32 lanes = __ballot_sync(~0u, key[0] == best);
-		u32 number = __shfl_sync(~0u, of[0], __ffs(lanes) - 1);
-		if (lanes & (lanes - 1)) number = __reduce_min_sync(~0u, key[0] == best ? of[0] : EXPERTS);
-		if (key[0] == best && of[0] == number) {
+		bool take = key[0] == best;
+		const u32 lanes = __ballot_sync(~0u, take);
+		i32 number = __shfl_sync(~0u, of[0], __ffs(lanes) - 1);
+		if (lanes & (lanes - 1)) {
+			number = __reduce_min_sync(~0u, take ? of[0] : EXPERTS);
+			take = take && of[0] == number;
+		}
+		if (take) {
 #pragma unroll
 			for (int i = 0; i + 1 < PER_LANE; i++) {
 				key[i] = key[i + 1];
@@ -78,12 +75,21 @@ DEVICE Choice choose(const float (&v)[PER_LANE]) {
 			}
 			key[PER_LANE - 1] = 0;
 		}
-		const float p = __uint_as_float(best - 1);
-		chosen += p;
-		if (lane == j) mine = Choice{(i32)number, p};
+		if (lane == j) {
+			expert = number;
+			mine = best;
+		}
 	}
-	mine.weight /= NORM_TOP_K ? chosen : total;
-	return mine;
+	const float logit = __uint_as_float((i32)mine < 0 ? mine & 0x7FFFFFFFu : ~mine), top = __shfl_sync(~0u, logit, 0);
+	const float p = lane < TOP_K ? expf(logit - top) : 0.f;
+	float total = p;
+	if (!NORM_TOP_K) {
+		total = 0.f;
+#pragma unroll
+		for (int i = 0; i < PER_LANE; i++)
+			if (i * 32 + lane < EXPERTS) total += expf(v[i] - top);
+	}
+	return Choice{expert, p / warp_sum(total)};
 }
 
 // uniform_expert is lane j's expert where the router gives the weights alone: the token's experts lie at equal distances from a place that

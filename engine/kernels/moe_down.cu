@@ -1,17 +1,20 @@
 // moe_down: x[token] += act[pair] w_expert^T over the token's pairs, for at most 16 tokens: reads each needed expert's weights once, at the speed of
 // memory.
 //
-// Shapes: w [EXPERTS, HIDDEN, MOE_INTER] bf16, act [pairs, MOE_INTER] (weighted), x [M, HIDDEN]. Grid: 1 CTA an SM or fewer, 512 threads.
+// Shapes: w [EXPERTS, HIDDEN, MOE_INTER] bf16, act [pairs, MOE_INTER] (weighted), x [M, HIDDEN]. Grid: 1 CTA an SM or fewer, 512 threads; shared
+// memory: the warps' sums, the dealing and, STAGED, act.
 // Bytes: 2 MOE_INTER HIDDEN an expert that is needed. Bound by memory.
 // A CTA has 16 rows of every expert: k runs over all experts' columns, one behind the other, and the warps take steps of 64 in turn. The columns
 // of B are the step's tokens, zeros where a token has not this expert, so that one accumulator sums over experts in ascending order and
 // nothing is left to combine but the warps' sums, in warp order.
 // Tokens are dealt and the first weights are asked for before the wait: moe_router, which wrote the logits, ended before moe_gate_up let this kernel
 // start.
+// STAGED: a step's product takes less time than its act is on its way from L2, so all of act is brought to shared memory at once. More than 8 tokens
+// have too much of it.
 #include "moe.cuh"
 
-#ifndef M
-#error "M: tokens it is made for, 8 or 16"
+#if !defined(M) || !defined(STAGED)
+#error "M: tokens it is made for, 8 or 16; STAGED"
 #endif
 #define THREADS 512
 
@@ -24,7 +27,8 @@ struct Params {
 
 constexpr int WARPS = THREADS / 32, TILES = M / 8, K = MOE_INTER;
 constexpr int STEPS = ceil_div(K, 64);  // of an expert
-constexpr int DEPTH = TILES == 1 ? 4 : 3;  // steps of W in flight
+constexpr int DEPTH = (TILES == 1 ? 4 : 3) + STAGED;  // steps of W in flight
+constexpr int PITCH = K + 32;  // of rows in shared memory, against bank conflicts
 constexpr int BLOCKS = ceil_div(HIDDEN, 16);
 static_assert(M == 8 || M == 16, "one or two tiles of tokens");
 static_assert(HIDDEN >= 16, "fewer rows than a block");
@@ -32,13 +36,15 @@ static_assert(HIDDEN >= 16, "fewer rows than a block");
 struct Shared {
 	float sum[WARPS][TILES][16][8];
 	Dealing dealing;
+	alignas(16) bf16 act[1];  // [pairs][PITCH], STAGED
 };
 
 // first_row is a block's first row; the last block reaches back to stay inside w and drops what the one before makes.
 DEVICE int first_row(int block) { return HIDDEN % 16 == 0 ? block * 16 : min(block * 16, HIDDEN - 16); }
 
 extern "C" __global__ void __launch_bounds__(THREADS, 1) moe_down(const __grid_constant__ Params p) {
-	__shared__ Shared sh;
+	extern __shared__ uint4 smem[];
+	Shared& sh = *reinterpret_cast<Shared*>(smem);
 	const int tid = threadIdx.x, lane = tid & 31, warp = tid >> 5, g = lane >> 2, t = lane & 3;
 	PDL_LAUNCH();
 	deal(p.tokens, sh.dealing);
@@ -61,9 +67,10 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) moe_down(const __grid_c
 			dst[i][0] = dst[i][1] = make_uint4(0, 0, 0, 0);
 			const int token = 8 * i + g;
 			if (!(mask >> token & 1)) continue;
-			const bf16* from = p.act + (size_t)(routing.first[slot] + __popc(mask & ((1u << token) - 1))) * K + k;
-			if (K % 64 == 0 || k < K) dst[i][0] = ld16_l2(from);
-			if (K % 64 == 0 || k + 32 < K) dst[i][1] = ld16_l2(from + 32);
+			const int pair = routing.first[slot] + __popc(mask & ((1u << token) - 1));
+			const bf16* from = STAGED ? sh.act + pair * PITCH + k : p.act + (size_t)pair * K + k;
+			if (K % 64 == 0 || k < K) dst[i][0] = STAGED ? *reinterpret_cast<const uint4*>(from) : ld16_l2(from);
+			if (K % 64 == 0 || k + 32 < K) dst[i][1] = STAGED ? *reinterpret_cast<const uint4*>(from + 32) : ld16_l2(from + 32);
 		}
 	};
 	uint4 w[DEPTH][4], x[TILES][2];
@@ -74,6 +81,14 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) moe_down(const __grid_c
 	};
 	if (blockIdx.x < BLOCKS) begin(blockIdx.x);
 	PDL_WAIT();
+	if (STAGED && routing.experts > 0) {
+		const int pairs = routing.first[routing.experts - 1] + __popc(routing.mask[routing.experts - 1]);
+		for (int i = tid; i < pairs * (K / 8); i += THREADS)
+			cp_async16(smem_addr(sh.act + i / (K / 8) * PITCH + i % (K / 8) * 8), p.act + (size_t)i * 8, true);
+		cp_async_commit();
+		cp_async_wait<0>();
+		__syncthreads();
+	}
 
 	for (int block = blockIdx.x; block < BLOCKS; block += gridDim.x) {
 		float c[TILES][4] = {};

@@ -7,19 +7,18 @@
 // whatever the router does. Pairs of other experts in the last box are multiplied and dropped.
 // Tiles of an expert lie side by side, those that share pairs first, and are strided over CTAs, so that neighbours run at the same time and
 // share L2. How many tiles there are follows from count, on the device. A thread copies, two warpgroups multiply, as in gemm_sm90.
-// CTAS = 2: two CTAs are a cluster with tiles of the same pairs, rows side by side; each copies every second box of x, to both.
 // EARLY: count is read and W asked for before the wait. It is set for the second product: the kernel before it lets it start only after its own
 // wait, behind moe_sort.
 #include "moe.cuh"
 #include "wgmma.cuh"
 
-#if !defined(N) || !defined(K) || !defined(ROWS) || !defined(TOKENS) || !defined(STAGES) || !defined(CTAS) || !defined(GATED) || !defined(EARLY)
-#error "N, K; ROWS of a tile: 128 or 256; TOKENS of a tile at most, a multiple of 32; STAGES; CTAS of a cluster: 1 or 2; GATED (1: SwiGLU); EARLY"
+#if !defined(N) || !defined(K) || !defined(ROWS) || !defined(TOKENS) || !defined(STAGES) || !defined(GATED) || !defined(EARLY)
+#error "N, K; ROWS of a tile: 128 or 256; TOKENS of a tile at most, a multiple of 32; STAGES; GATED (1: SwiGLU); EARLY"
 #endif
 #define THREADS 384  // whole warpgroups, for registers move from the third, which copies, to the first two
 constexpr int STEP = 64;
 constexpr int KB = ceil_div(K, STEP);           // steps of a tile
-constexpr int ROW_TILES = ceil_div(N, ROWS * CTAS);  // of an expert, a cluster's
+constexpr int ROW_TILES = ceil_div(N, ROWS);    // of an expert
 constexpr int PARTS = ROWS / 128;               // of 64 rows, of a warpgroup
 constexpr int GRAIN = 32;                       // of a tile's columns, and rows of a box of x
 constexpr int OUTPUTS = GATED ? N / 2 : N;
@@ -50,7 +49,6 @@ struct Tile {
 	DEVICE int boxes() const { return ceil_div(pairs, GRAIN); }
 };
 
-// tile_of is this CTA's part of a cluster's tile.
 DEVICE Tile tile_of(const Shared& sh, int tile) {
 	int low = 0, high = EXPERTS - 1;  // the last expert whose tiles begin at or before tile
 	while (low < high) {
@@ -60,7 +58,7 @@ DEVICE Tile tile_of(const Shared& sh, int tile) {
 	}
 	const int at = tile - sh.tiles[low], count = sh.count[low];
 	const int share = ceil_div(ceil_div(count, ceil_div(count, TOKENS)), GRAIN) * GRAIN, token = at / ROW_TILES * share;
-	return Tile{low, (at % ROW_TILES * CTAS + (int)blockIdx.x % CTAS) * ROWS, sh.first[low] + token, min(share, count - token)};
+	return Tile{low, at % ROW_TILES * ROWS, sh.first[low] + token, min(share, count - token)};
 }
 
 // plan counts every expert's tiles.
@@ -102,20 +100,18 @@ DEVICE void copy(const Params& p, Shared& sh) {
 		tensor_load(sh.stage[s].w, &p.w, k * STEP, t.expert * N + t.row, &sh.full[s], t.pairs < sh.count[t.expert] ? keep : once);
 	};
 	auto load_x = [&](const Tile& t, int k, int s) {
-		for (int box = blockIdx.x % CTAS; box < t.boxes(); box += CTAS)
-			if (CTAS > 1) tensor_load_multicast(sh.stage[s].x[box * GRAIN], &p.x, k * STEP, t.pair + box * GRAIN, &sh.full[s], 3, keep);
-			else tensor_load(sh.stage[s].x[box * GRAIN], &p.x, k * STEP, t.pair + box * GRAIN, &sh.full[s], keep);
+		for (int box = 0; box < t.boxes(); box++) tensor_load(sh.stage[s].x[box * GRAIN], &p.x, k * STEP, t.pair + box * GRAIN, &sh.full[s], keep);
 	};
 	// The first tile's stages are filled with W ahead of the wait.
 	int ahead = 0;
-	if ((int)blockIdx.x / CTAS < tiles) {
-		const Tile t = tile_of(sh, blockIdx.x / CTAS);
+	if ((int)blockIdx.x < tiles) {
+		const Tile t = tile_of(sh, blockIdx.x);
 		ahead = min(KB, STAGES);
 		for (int k = 0; k < ahead; k++) load_w(t, k, k);
 	}
 	if (EARLY) PDL_WAIT();
 	int i = 0;  // steps
-	for (int tile = blockIdx.x / CTAS; tile < tiles; tile += gridDim.x / CTAS) {
+	for (int tile = blockIdx.x; tile < tiles; tile += gridDim.x) {
 		const Tile t = tile_of(sh, tile);
 		for (int k = 0; k < KB; k++, i++) {
 			const int s = i % STAGES;
@@ -166,15 +162,7 @@ template <int COLUMNS> DEVICE void multiply_tile(const Params& p, Shared& sh, co
 	if constexpr (COLUMNS > GRAIN)
 		if (tile.pairs <= COLUMNS - GRAIN) return multiply_tile<COLUMNS - GRAIN>(p, sh, tile, i);
 	const int group = threadIdx.x >> 7;
-	// A stage is free when both warpgroups of each CTA that gets its x are done: the first warps of a warpgroup tell one CTA each.
-	const int peer = threadIdx.x >> 5 & 3;
-	const bool tells = (threadIdx.x & 31) == 0 && peer < CTAS;
-	const u32 empty = CTAS > 1 ? cluster_address(sh.empty, peer % CTAS) : 0;
-	auto free = [&](int step) {
-		if (!tells) return;
-		if (CTAS > 1) mbarrier_arrive_at(empty + 8 * (step % STAGES));
-		else mbarrier_arrive(&sh.empty[step % STAGES]);
-	};
+	const bool speaker = (threadIdx.x & 127) == 0;
 	float d[PARTS][COLUMNS / 2] = {};  // or the compiler keeps the sums of every size alive at once
 	for (int k = 0; k < KB; k++, i++) {
 		const int s = i % STAGES;
@@ -190,11 +178,11 @@ template <int COLUMNS> DEVICE void multiply_tile(const Params& p, Shared& sh, co
 		wgmma_commit();
 		if (k > 0) {  // the step before is done: its stage may be filled again
 			wgmma_wait<1>();
-			free(i - 1);
+			if (speaker) mbarrier_arrive(&sh.empty[(i - 1) % STAGES]);
 		}
 	}
 	wgmma_wait<0>();
-	free(i - 1);
+	if (speaker) mbarrier_arrive(&sh.empty[(i - 1) % STAGES]);
 #pragma unroll
 	for (int part = 0; part < PARTS; part++) finish<COLUMNS>(p, tile, tile.row + 64 * (group * PARTS + part), d[part]);
 }
@@ -203,7 +191,7 @@ DEVICE void multiply(const Params& p, Shared& sh) {
 	const int tiles = sh.tiles[EXPERTS];
 	if (EARLY) PDL_WAIT();
 	int i = 0;
-	for (int tile = blockIdx.x / CTAS; tile < tiles; tile += gridDim.x / CTAS) multiply_tile<TOKENS>(p, sh, tile_of(sh, tile), i);
+	for (int tile = blockIdx.x; tile < tiles; tile += gridDim.x) multiply_tile<TOKENS>(p, sh, tile_of(sh, tile), i);
 }
 #endif
 
@@ -213,17 +201,20 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) moe_gemm_sm90(const __g
 	Shared& sh = *reinterpret_cast<Shared*>(smem);
 	if (!EARLY) PDL_WAIT();
 	PDL_LAUNCH();
-	ring_init(sh.full, sh.empty, 1, 2 * CTAS);
+	if (threadIdx.x == 0) {
+		for (int i = 0; i < STAGES; i++) {
+			mbarrier_init(&sh.full[i], 1);
+			mbarrier_init(&sh.empty[i], 2);
+		}
+		mbarrier_init_fence();
+	}
 	plan(p, sh);
-	if (CTAS > 1) cluster_sync();  // the other's barriers are there
 	if (threadIdx.x < 256) {
 		registers_more<232>();
 		multiply(p, sh);
 	} else {
 		registers_less<40>();
 		if (threadIdx.x == 256) copy(p, sh);
-		__syncwarp();
 	}
-	if (CTAS > 1) cluster_sync();  // nothing more comes from the other, or goes to it
 #endif
 }

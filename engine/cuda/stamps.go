@@ -23,6 +23,9 @@ const (
 	stampSlack = 1 << 12
 )
 
+// clockUnknown stands for an offset that nothing is known of: all of the ring is read.
+const clockUnknown time.Duration = math.MinInt64 / 2
+
 // stamp is a note of a kernel: its wait returned at this time, so that the kernel before it had ended. See ptx.cuh.
 type stamp struct {
 	At   uint64 // ns of the device's global timer
@@ -40,7 +43,7 @@ type stamps struct {
 	last   uint64        // device time of the newest note that was read; 0: nobody asked of late
 	offset time.Duration // host time since base less device time: the least seen, which is the device's clock and the quickest answer
 	notes  []stamp       // read, in order, and maybe of a later step
-	idle   bool          // last was read when nothing was in flight, so that what follows it is the next step's
+	bound  bool          // notes begin with those of the step that is awaited next
 }
 
 func newStamps() (*stamps, error) {
@@ -79,7 +82,7 @@ func (s *stamps) attach(u unit, m driver.Module) error {
 func (s *stamps) launch(index uint64, plan []plannedOp) {
 	if len(s.plans) == 0 && s.last == 0 && trace.WantTimes() {
 		s.read(0)
-		s.notes, s.idle, s.offset = s.notes[:0], true, math.MinInt64/2 // the device's clock is not known, so that all of the ring is read again
+		s.notes, s.bound, s.offset = s.notes[:0], true, clockUnknown // nothing runs: what follows is this step's
 	}
 	s.plans[index] = plan
 }
@@ -93,14 +96,13 @@ func (s *stamps) tell(index uint64) {
 		s.forget()
 		return
 	}
-	now, fresh := time.Since(s.base), s.last == 0
+	now, fresh, before := time.Since(s.base), s.last == 0, s.last
 	s.read(now)
-	mine, later := stepNotes(plan, s.notes, s.idle)
-	if len(mine) == 0 && !fresh { // the host was later for all steps before, by more than the slack
-		s.forget()
-		fresh = true
+	mine, later := stepNotes(plan, s.notes, s.bound)
+	if !fresh && (len(mine) == 0 || !s.bound && s.last == before) { // the host was later for all steps before, by more than the slack
+		s.offset = clockUnknown
 		s.read(now)
-		mine, later = stepNotes(plan, s.notes, false)
+		mine, later = stepNotes(plan, s.notes, s.bound)
 	}
 	if fresh && len(s.plans) > 0 {
 		// To read all of the ring takes so long that the step behind may have ended, too, and which of both is the latest cannot be told.
@@ -111,10 +113,10 @@ func (s *stamps) tell(index uint64) {
 		s.forget()
 		return
 	}
-	if offset := now - time.Duration(mine[len(mine)-1].At); fresh || s.idle || offset < s.offset {
+	if offset := now - time.Duration(mine[len(mine)-1].At); fresh || s.offset == clockUnknown || offset < s.offset {
 		s.offset = offset
 	}
-	s.idle = false
+	s.bound = true
 	times := timesOf(plan, mine, func(at uint64) time.Time { return s.base.Add(s.offset + time.Duration(at)) })
 	s.notes = slices.Delete(s.notes, 0, len(s.notes)-len(later))
 	if len(times) > 0 {
@@ -123,7 +125,7 @@ func (s *stamps) tell(index uint64) {
 }
 
 // forget begins anew.
-func (s *stamps) forget() { s.last, s.notes, s.idle = 0, s.notes[:0], false }
+func (s *stamps) forget() { s.last, s.notes, s.bound = 0, s.notes[:0], false }
 
 // read appends to notes what the kernels noted since the last call. now is the host's time since base.
 func (s *stamps) read(now time.Duration) {

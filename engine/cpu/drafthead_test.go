@@ -7,8 +7,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/tokamak-engine/tokamak/engine/backend"
-	"github.com/tokamak-engine/tokamak/engine/model"
-	"github.com/tokamak-engine/tokamak/engine/weights"
+	"github.com/tokamak-engine/tokamak/engine/backend/backendtest"
 	"github.com/tokamak-engine/tokamak/fixtures/tinymodel"
 )
 
@@ -16,16 +15,9 @@ import (
 func openDraftHead(t *testing.T, o backend.Options) *Backend {
 	dir, err := tinymodel.Dir("llama")
 	require.NoError(t, err)
-	cfg, err := model.Load(dir, "")
+	head, err := tinymodel.Dir(tinymodel.DraftHead)
 	require.NoError(t, err)
-	w, err := weights.Open(dir, cfg)
-	require.NoError(t, err)
-	t.Cleanup(func() { require.NoError(t, w.Close()) })
-	dir, err = tinymodel.Dir(tinymodel.DraftHead)
-	require.NoError(t, err)
-	cfg.DraftHead, err = model.LoadDraftHead(dir, cfg)
-	require.NoError(t, err)
-	require.NoError(t, w.AddDraftHead(dir, cfg.DraftHead))
+	cfg, w := backendtest.WithDraftHead(t, dir, head)
 	b, err := Open(cfg, w, o)
 	require.NoError(t, err)
 	t.Cleanup(func() { require.NoError(t, b.Close()) })

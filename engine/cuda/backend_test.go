@@ -103,6 +103,15 @@ func randomPrompt(seed uint64, n, vocabulary int) []int32 {
 
 var testOptions = backend.Options{MaxRows: 8, MaxTokens: 128, MaxContext: 256, NumPages: 128}
 
+// onCPU opens the oracle of whole models: the CPU backend, which computes the same weights in fp32.
+func onCPU(t testing.TB, cfg *model.Config, w *weights.Store, o backend.Options) *cpu.Backend {
+	o.KVDType = "float32"
+	b, err := cpu.Open(cfg, w, o)
+	require.NoError(t, err)
+	t.Cleanup(func() { require.NoError(t, b.Close()) })
+	return b
+}
+
 // TestAgreesWithCPU compares logits with the CPU backend's, which computes the same dummy weights in fp32.
 func TestAgreesWithCPU(t *testing.T) {
 	needGPU(t)
@@ -110,11 +119,7 @@ func TestAgreesWithCPU(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			w := weights.NewDummy(cfg)
 			gpu := openTest(t, cfg, w, testOptions, settings{})
-			o := testOptions
-			o.KVDType = "float32"
-			ref, err := cpu.Open(cfg, w, o)
-			require.NoError(t, err)
-			defer ref.Close()
+			ref := onCPU(t, cfg, w, testOptions)
 			for _, n := range []int{1, 5, 16, 17, 63, 64, 65, 100} {
 				for _, chunk := range []int{128, 7} {
 					prompt := randomPrompt(uint64(n), n, cfg.VocabSize)

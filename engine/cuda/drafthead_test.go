@@ -11,6 +11,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/tokamak-engine/tokamak/engine/backend"
+	"github.com/tokamak-engine/tokamak/engine/backend/backendtest"
 	"github.com/tokamak-engine/tokamak/engine/cpu"
 	"github.com/tokamak-engine/tokamak/engine/cuda/driver"
 	"github.com/tokamak-engine/tokamak/engine/model"
@@ -22,17 +23,9 @@ import (
 func tinyHead(t testing.TB) (*model.Config, *weights.Store) {
 	dir, err := tinymodel.Dir("llama")
 	require.NoError(t, err)
-	cfg, err := model.Load(dir, "")
+	head, err := tinymodel.Dir(tinymodel.DraftHead)
 	require.NoError(t, err)
-	w, err := weights.Open(dir, cfg)
-	require.NoError(t, err)
-	t.Cleanup(func() { require.NoError(t, w.Close()) })
-	dir, err = tinymodel.Dir(tinymodel.DraftHead)
-	require.NoError(t, err)
-	cfg.DraftHead, err = model.LoadDraftHead(dir, cfg)
-	require.NoError(t, err)
-	require.NoError(t, w.AddDraftHead(dir, cfg.DraftHead))
-	return cfg, w
+	return backendtest.WithDraftHead(t, dir, head)
 }
 
 // headOptions give all these tests, and the engine's, the same kernels: a head has as many of its own as a model, and compiling them is what takes time.

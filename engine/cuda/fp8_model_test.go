@@ -106,10 +106,7 @@ func TestFP8AgreesWithCPU(t *testing.T) {
 			o := testOptions
 			o.Quantization = "fp8"
 			gpu := openTest(t, cfg, w, o, settings{})
-			o.KVDType = "float32"
-			ref, err := cpu.Open(cfg, w, o)
-			require.NoError(t, err)
-			defer ref.Close()
+			ref := onCPU(t, cfg, w, o)
 			greedy := backend.Sampling{TopP: 1, RepetitionPenalty: 1}
 			for _, c := range []struct{ n, chunk int }{{1, 128}, {5, 128}, {16, 128}, {40, 7}, {17, 128}, {50, 128}, {100, 128}} {
 				prompt := randomPrompt(uint64(c.n), c.n, cfg.VocabSize)

@@ -10,7 +10,6 @@ import (
 
 	"github.com/tokamak-engine/tokamak/engine/backend"
 	"github.com/tokamak-engine/tokamak/engine/backend/backendtest"
-	"github.com/tokamak-engine/tokamak/engine/cpu"
 	"github.com/tokamak-engine/tokamak/engine/cuda/driver"
 	"github.com/tokamak-engine/tokamak/engine/weights"
 )
@@ -50,11 +49,7 @@ func TestGEMMSwiGLUAgreesWithCPU(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			w := weights.NewDummy(cfg)
 			gpu := openTest(t, cfg, w, o, settings{})
-			cpuOptions := o
-			cpuOptions.KVDType = "float32"
-			ref, err := cpu.Open(cfg, w, cpuOptions)
-			require.NoError(t, err)
-			defer ref.Close()
+			ref := onCPU(t, cfg, w, o)
 			greedy := backend.Sampling{TopP: 1, RepetitionPenalty: 1}
 			for _, c := range []struct{ n, chunk int }{{swigluPays, 512}, {300, 512}, {450, 225}} {
 				prompt := randomPrompt(uint64(c.n), c.n, cfg.VocabSize)

@@ -12,7 +12,6 @@ import (
 
 	"github.com/tokamak-engine/tokamak/engine/backend"
 	"github.com/tokamak-engine/tokamak/engine/backend/backendtest"
-	"github.com/tokamak-engine/tokamak/engine/cpu"
 	"github.com/tokamak-engine/tokamak/engine/model"
 	"github.com/tokamak-engine/tokamak/engine/weights"
 )
@@ -38,10 +37,7 @@ func TestMixtureAgreesWithCPU(t *testing.T) {
 			o := testOptions
 			o.SimulateUniformExperts = c.uniform
 			gpu := openTest(t, c.cfg, w, o, settings{})
-			o.KVDType = "float32"
-			ref, err := cpu.Open(c.cfg, w, o)
-			require.NoError(t, err)
-			defer ref.Close()
+			ref := onCPU(t, c.cfg, w, o)
 			for _, n := range []int{1, 5, 16, 17, 65, 100} {
 				for _, chunk := range []int{128, 7} {
 					prompt := randomPrompt(uint64(n), n, c.cfg.VocabSize)
@@ -68,11 +64,7 @@ func TestMixtureRouterAgreesWithCPU(t *testing.T) {
 	cfg := mixtureModel(8, 2)
 	w := weights.NewDummy(cfg)
 	gpu := openTest(t, cfg, w, testOptions, settings{})
-	o := testOptions
-	o.KVDType = "float32"
-	ref, err := cpu.Open(cfg, w, o)
-	require.NoError(t, err)
-	defer ref.Close()
+	ref := onCPU(t, cfg, w, testOptions)
 	const prompts = 40
 	agree := 0
 	for i := range prompts {

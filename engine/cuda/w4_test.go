@@ -17,7 +17,6 @@ import (
 
 	"github.com/tokamak-engine/tokamak/engine/backend"
 	"github.com/tokamak-engine/tokamak/engine/backend/backendtest"
-	"github.com/tokamak-engine/tokamak/engine/cpu"
 	"github.com/tokamak-engine/tokamak/engine/cuda/driver"
 	"github.com/tokamak-engine/tokamak/engine/model"
 	"github.com/tokamak-engine/tokamak/engine/weights"
@@ -333,10 +332,7 @@ func TestInt4AgreesWithCPU(t *testing.T) {
 				require.Equal(t, formatInt4, w.Format, "layer %d, %s", i, name)
 			}
 		}
-		o.KVDType = "float32"
-		ref, err := cpu.Open(cfg, w, o)
-		require.NoError(t, err)
-		defer ref.Close()
+		ref := onCPU(t, cfg, w, o)
 		var errors []float64
 		for _, n := range []int{1, 5, 16, 17, 40, 65, 100} {
 			for _, chunk := range []int{128, 7} {
